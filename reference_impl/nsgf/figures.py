@@ -1,0 +1,235 @@
+"""What NSGF adds to the results page: Table 1 under its four readings, and the figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nsgf.evaluate import CURVE_STEPS
+from repro.report import Judgement
+from repro.run import TENSORS, run_folder
+
+METHODS = {"nsgf": "NSGF", "fm": "FM", "ot_cfm": "OT-CFM"}
+READINGS = {"w2": "W2", "w2_squared": "W2²", "half_w2_squared": "½ W2²", "sinkhorn_divergence": "Sinkhorn divergence"}
+COLOURS = {"nsgf": "#0072b2", "nsgf_resampled": "#56b4e9", "fm": "#d55e00", "ot_cfm": "#009e73", "nsgf_plus_plus": "#cc79a7"}
+EXTENT = 7.5
+DPI = 110
+
+
+def report_sections(judgements: Sequence[Judgement], records: Sequence[dict], runs: Path, reports: Path) -> str:
+    """Markdown of the readings and the figures. Figures of sample points need the runs' tensors; without them the
+    files that already lie in `reports`/figures are kept."""
+    records = [record for record in records if record["experiment"].startswith("2d-")]
+    if not records:
+        return ""
+    folder = reports / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(_distance_by_steps(records), folder / "w2-by-steps.png")
+    _save(_loss_curves(records), folder / "loss-curves.png")
+    tensors = _tensors(records, runs)
+    if tensors:
+        _save(_particle_paths(tensors), folder / "particle-paths.png")
+        _save(_samples(tensors), folder / "samples.png")
+        _save(_handover(tensors), folder / "hand-over.png")
+    return "\n".join([_readings(judgements, records), _plus_plus(records), _gallery(folder)])
+
+
+def _readings(judgements: Sequence[Judgement], records: Sequence[dict]) -> str:
+    """Table 1's numbers beside each distance that "2-Wasserstein" could mean."""
+    rows, ratios = [], {(method, reading): [] for method in METHODS for reading in READINGS}
+    for judgement in judgements:
+        method, _, rest = judgement.metric.partition(".")
+        steps, _, metric = rest.partition(".")
+        own = [record["metrics"] for record in records if record["experiment"] == judgement.experiment]
+        if judgement.kind != "equal" or metric != "w2" or not own or f"{method}.{steps}.w2" not in own[0]:
+            continue
+        cells = []
+        for reading in READINGS:
+            values = [metrics[f"{method}.{steps}.{reading}"] for metrics in own]
+            floors = [metrics[f"floor.{reading}"] for metrics in own]
+            ratios[method, reading].append(math.log(mean(values) / judgement.reported))
+            cells.append(f"{_show(values)} ({mean(floors):.3g})")
+        name = judgement.experiment.removeprefix("2d-")
+        rows.append(f"| {name} | {METHODS[method]} | {steps} | {judgement.reported:.3g} | {' | '.join(cells)} |")
+    if not rows:
+        return ""
+    header = " | ".join(READINGS.values())
+    summary = [
+        f"| {METHODS[method]} | " + " | ".join(f"{math.exp(mean(ratios[method, reading])):.2f}" for reading in READINGS) + " |"
+        for method in METHODS
+        if ratios[method, "w2"]
+    ]
+    return "\n".join(
+        [
+            "## Table 1 under four readings\n",
+            "The paper names one distance and does not say whether it is squared or halved. Each cell is ours, mean ± standard "
+            "deviation over the seeds, and in brackets the floor: the same distance between two independent samples of the target.\n",
+            f"| set | method | steps | reported | {header} |",
+            f"|---|---|---|---|{'---|' * len(READINGS)}",
+            *rows,
+            "\nOurs divided by the reported value, geometric mean over the rows of a method. A reading that fits gives 1 in every row.\n",
+            f"| method | {header} |",
+            f"|---|{'---|' * len(READINGS)}",
+            *summary,
+            "",
+        ]
+    )
+
+
+def _plus_plus(records: Sequence[dict]) -> str:
+    lines = [
+        "## NSGF++ in two dimensions\n",
+        "The paper reports no number for this; it shows the three phases at work. The floor of W2 is in brackets.\n",
+        "| set | W2 | network evaluations | predicted hand-over time |",
+        "|---|---|---|---|",
+    ]
+    for experiment, own in _by_experiment(records).items():
+        w2 = [metrics["nsgf_plus_plus.w2"] for metrics in own]
+        nfe = [metrics["nsgf_plus_plus.nfe"] for metrics in own]
+        time, std = (mean(metrics[f"nsgf_plus_plus.handover_time.{kind}"] for metrics in own) for kind in ("mean", "std"))
+        floor = mean(metrics["floor.w2"] for metrics in own)
+        lines.append(f"| {experiment.removeprefix('2d-')} | {_show(w2)} ({floor:.3g}) | {_show(nfe)} | {time:.2f} ± {std:.2f} over the samples |")
+    return "\n".join(lines) + "\n"
+
+
+def _gallery(folder: Path) -> str:
+    pictures = {
+        "samples.png": ("Samples against targets", "1,024 samples of each method (colour) on the test set (grey), first seed."),
+        "particle-paths.png": ("Particle paths", "From source points (black) along the flow, blue to red, first seed."),
+        "w2-by-steps.png": ("W2 against number of Euler steps", "Lines are means, bands the range over the seeds, grey the floor. "
+                            "NSGF is drawn twice: each field at the steps of its own pool (squares), and the 100-step field at other numbers of steps."),
+        "hand-over.png": ("NSGF++ hand-over times", "Predicted time at which each sample leaves the Sinkhorn flow, first seed."),
+        "loss-curves.png": ("Loss curves", "Loss of each phase, running median over eleven logged steps, one line per seed."),
+    }  # fmt: skip
+    present = {name: text for name, text in pictures.items() if (folder / name).exists()}
+    return "## Figures\n\n" + "\n".join(f"### {title}\n\n![{title}](figures/{name})\n\n{caption}\n" for name, (title, caption) in present.items())
+
+
+def _distance_by_steps(records: Sequence[dict]) -> plt.Figure:
+    groups = _by_experiment(records)
+    figure, axes = plt.subplots(1, len(groups), figsize=(3.4 * len(groups), 3.4), squeeze=False, layout="constrained")
+    for axis, (experiment, own) in zip(axes[0], groups.items(), strict=True):
+        for method, label in {"fm": "FM", "ot_cfm": "OT-CFM", "nsgf_resampled": "NSGF, one field"}.items():
+            steps = [k for k in CURVE_STEPS if f"{method}.{k}.w2" in own[0]]
+            values = [[metrics[f"{method}.{k}.w2"] for metrics in own] for k in steps]
+            axis.plot(steps, [mean(v) for v in values], "o-", ms=3, color=COLOURS[method], label=label)
+            axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=COLOURS[method], alpha=0.2, lw=0)
+        for key in sorted(key for key in own[0] if key.startswith("nsgf.") and key.endswith(".w2")):
+            values = [metrics[key] for metrics in own]
+            axis.plot(int(key.split(".")[1]), mean(values), "s", ms=6, color=COLOURS["nsgf"], label="NSGF, own field")
+        axis.axhline(mean(metrics["floor.w2"] for metrics in own), color="0.5", ls="--", lw=1, label="floor")
+        axis.set(title=experiment.removeprefix("2d-"), xlabel="Euler steps", xscale="log", yscale="log")
+        axis.grid(alpha=0.3, which="both", lw=0.4)
+    axes[0][0].set_ylabel("W2 to the test set")
+    handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if axes.size > 2 else 2, frameon=False)
+    return figure
+
+
+def _loss_curves(records: Sequence[dict]) -> plt.Figure:
+    experiments = sorted({record["experiment"] for record in records})
+    phases = list(records[0]["curves"])
+    figure, axes = plt.subplots(1, len(phases), figsize=(3.4 * len(phases), 3.2), squeeze=False, layout="constrained")
+    colours = plt.get_cmap("tab10").colors
+    for axis, phase in zip(axes[0], phases, strict=True):
+        for record in records:
+            steps, losses = zip(*record["curves"].get(phase, [(1, math.nan)]), strict=True)
+            colour = colours[experiments.index(record["experiment"])]
+            axis.plot(steps, _running_median(losses), color=colour, lw=0.8, label=record["experiment"].removeprefix("2d-"))
+        axis.set(title=phase, xlabel="step", yscale="log")
+        axis.grid(alpha=0.3, which="both", lw=0.4)
+    axes[0][0].set_ylabel("loss")
+    handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if axes.size > 2 else 2, frameon=False)
+    return figure
+
+
+def _particle_paths(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
+    names = {"nsgf.10": "NSGF, 10 steps", "fm.10": "FM, 10 steps", "ot_cfm.10": "OT-CFM, 10 steps", "nsgf.100": "NSGF, 100 steps", "fm.100": "FM, 100 steps"}
+    figure, axes = _grid(tensors, names, "path")
+    for (row, name), (column, run) in ((r, c) for r in enumerate(_drawn(tensors, names, "path")) for c in enumerate(tensors.values())):
+        axis, path = axes[row][column], run[f"path.{name}"]
+        colours = plt.get_cmap("coolwarm")([k / max(len(path) - 2, 1) for k in range(len(path) - 1)])
+        for k in range(len(path) - 1):
+            axis.plot(path[k : k + 2, :, 0].numpy(), path[k : k + 2, :, 1].numpy(), color=colours[k], lw=0.4)
+        axis.plot(*path[0].T.numpy(), "k.", ms=2)
+        axis.plot(*path[-1].T.numpy(), ".", color="#1a2b8f", ms=2)
+    return figure
+
+
+def _samples(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
+    names = {"nsgf.10": "NSGF, 10 steps", "nsgf.100": "NSGF, 100 steps", "fm.10": "FM, 10 steps", "ot_cfm.10": "OT-CFM, 10 steps", "nsgf_plus_plus": "NSGF++"}
+    figure, axes = _grid(tensors, names, "samples")
+    for (row, name), (column, run) in ((r, c) for r in enumerate(_drawn(tensors, names, "samples")) for c in enumerate(tensors.values())):
+        axis = axes[row][column]
+        axis.plot(*run["test"].T.numpy(), ".", color="0.75", ms=2)
+        axis.plot(*run[f"samples.{name}"].T.numpy(), ".", color=COLOURS[name.split(".")[0]], ms=1.5)
+    return figure
+
+
+def _handover(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
+    figure, axes = plt.subplots(1, len(tensors), figsize=(3 * len(tensors), 2.6), squeeze=False, layout="constrained")
+    for axis, (experiment, run) in zip(axes[0], tensors.items(), strict=True):
+        axis.hist(run["handover.t"].numpy(), bins=[k / 40 for k in range(41)], color=COLOURS["nsgf_plus_plus"])
+        axis.set(title=experiment.removeprefix("2d-"), xlabel="predicted time", xlim=(0, 1))
+    axes[0][0].set_ylabel("samples")
+    return figure
+
+
+def _grid(tensors: dict, names: dict[str, str], kind: str):
+    rows = _drawn(tensors, names, kind)
+    figure, axes = plt.subplots(len(rows), len(tensors), figsize=(2.6 * len(tensors), 2.6 * len(rows)), squeeze=False, layout="constrained")
+    for row, name in enumerate(rows):
+        axes[row][0].set_ylabel(names[name])
+    for column, experiment in enumerate(tensors):
+        axes[0][column].set_title(experiment.removeprefix("2d-"))
+    for axis in axes.flat:
+        axis.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), xticks=[-6, 0, 6], yticks=[-6, 0, 6], aspect="equal")
+        axis.tick_params(labelsize=7)
+    return figure, axes
+
+
+def _drawn(tensors: dict, names: dict[str, str], kind: str) -> list[str]:
+    return [name for name in names if all(f"{kind}.{name}" in run for run in tensors.values())]
+
+
+def _tensors(records: Sequence[dict], runs: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each experiment's first seed, or nothing unless every experiment has them."""
+    first = {}
+    for record in records:
+        first.setdefault(record["experiment"], run_folder(runs, record["experiment"], record["seed"]) / TENSORS)
+    if not all(path.exists() for path in first.values()):
+        return {}
+    return {experiment: load_file(path) for experiment, path in first.items()}
+
+
+def _by_experiment(records: Sequence[dict]) -> dict[str, list[dict]]:
+    groups: dict[str, list[dict]] = {}
+    for record in records:
+        groups.setdefault(record["experiment"], []).append(record["metrics"])
+    return groups
+
+
+def _running_median(values: Sequence[float], width: int = 11) -> list[float]:
+    half = width // 2
+    windows = (sorted(values[max(0, k - half) : k + half + 1]) for k in range(len(values)))
+    return [window[len(window) // 2] for window in windows]
+
+
+def _show(values: Sequence[float]) -> str:
+    return f"{mean(values):.3g}" + (f" ± {stdev(values):.1g}" if len(values) > 1 else "")
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,172 @@
+"""The command line: `repro list`, `repro run`, `repro report`. Data on standard output, progress on standard error.
+
+Exit codes: 0 done, 1 a run failed, 2 bad input (nothing written), 130 interrupted (resume with --resume).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+
+from repro.config import load
+from repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED, BadInput, RunFailed
+from repro.method import Project, find_project
+from repro.report import VERDICTS, write_report
+from repro.run import execute, execute_many, plan, run_folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except BadInput as error:
+        for problem in error.problems:
+            print(f"repro: {problem}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except RunFailed as error:
+        print(f"repro: {error}", file=sys.stderr)
+        return EXIT_RUN_FAILED
+    except KeyboardInterrupt:
+        print("repro: interrupted; go on with the same command and --resume", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="repro", description="Reproduce a paper: run its experiments, judge its claims.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="the experiments and their phases", description="Lists the experiments and their phases.")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_list)
+
+    run = commands.add_parser(
+        "run",
+        help="train every phase of an experiment and evaluate it",
+        description="Trains every phase of each experiment and evaluates it, once per seed.",
+        epilog="example: repro run '2d-*' --seeds 0 1 2 --jobs 2 --resume",
+    )
+    run.add_argument("experiments", nargs="+", metavar="NAME", help="experiment, or a pattern such as '2d-*'")
+    run.add_argument("--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="one run per seed (default: 0)")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override every field that KEY matches; '*' is any one name")
+    run.add_argument("--train-iters", type=_positive, metavar="N", help="short for --set 'phases.*.iterations=N'")
+    run.add_argument("--resume", action="store_true", help="go on with runs that exist, skip finished ones")
+    run.add_argument("--resume-phase", type=_positive, metavar="N", help="start phase N over, keep the earlier ones")
+    run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)")
+    run.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default: 1)")
+    run.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, or auto: cuda if there is one (default: auto)")
+    run.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what would run, write nothing")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser(
+        "report",
+        help="judge every claim and write the results page",
+        description="Judges every claim of spec.yaml and writes results.json, README.md and figures.",
+        epilog="example: repro report --runs runs",
+    )
+    report.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are (default: runs)")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: the project's reports folder)")
+    report.add_argument("--title", default="Results", help="title of the page")
+    report.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    project = find_project(Path.cwd())
+    experiments = {}
+    for name, path in project.experiments().items():
+        config, _ = load(project.method.config, path)
+        experiments[name] = {phase.name: phase.iterations for phase in project.method.phases(config, torch.device("cpu"))}
+    if options.json:
+        print(json.dumps(experiments, indent=1))
+    else:
+        for name, phases in experiments.items():
+            print(f"{name}: " + ", ".join(f"{number} {phase} ({steps} steps)" for number, (phase, steps) in enumerate(phases.items(), start=1)))
+    return EXIT_OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    project = find_project(Path.cwd())
+    overrides = list(options.overrides)
+    if options.train_iters is not None:
+        overrides.append(f"phases.*.iterations={options.train_iters}")
+    device = _device(options.device)
+    plans = [plan(project, name, overrides) for name in _names(project, options.experiments)]
+    for one in plans:
+        for change in one.changes:
+            print(f"{one.experiment}: {change}", file=sys.stderr)
+    if options.dry_run:
+        print(json.dumps({one.experiment: one.config.model_dump(mode="json") for one in plans}, indent=1))
+        return EXIT_OK
+    if len(plans) * len(options.seeds) == 1:
+        print(execute(plans[0], options.seeds[0], options.runs, device, options.resume, options.resume_phase))
+        return EXIT_OK
+
+    if not options.resume and options.resume_phase is None:
+        taken = [run_folder(options.runs, one.experiment, seed) for one in plans for seed in options.seeds]
+        taken = [str(folder) for folder in taken if folder.exists()]
+        if taken:
+            raise BadInput(f"{taken[0]}: found a run, expected none; continue with --resume or choose another folder with --runs")
+    passed = [*(f"--set={override}" for override in overrides), "--device", options.device]
+    passed += ["--resume"] if options.resume else []
+    passed += ["--resume-phase", str(options.resume_phase)] if options.resume_phase else []
+    failures = execute_many(plans, options.seeds, options.runs, device, options.jobs, passed)
+    for failure in failures:
+        print(f"repro: {failure}", file=sys.stderr)
+    print(options.runs)
+    return EXIT_RUN_FAILED if failures else EXIT_OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    project = find_project(Path.cwd())
+    out = options.out or project.reports
+    judgements = write_report(project, options.runs, out, options.title)
+    if options.json:
+        print(json.dumps({judgement.id: judgement.verdict for judgement in judgements}, indent=1))
+    else:
+        for verdict in VERDICTS:
+            print(f"{sum(judgement.verdict == verdict for judgement in judgements):4d} {verdict}")
+        print(out / "README.md")
+    return EXIT_OK
+
+
+def _names(project: Project, patterns: list[str]) -> list[str]:
+    known = list(project.experiments())
+    names: list[str] = []
+    for pattern in patterns:
+        found = [name for name in known if fnmatchcase(name, pattern)]
+        if not found:
+            raise BadInput(f"{project.root / 'configs'}: found no experiment '{pattern}', expected one of: {', '.join(known)}")
+        names += [name for name in found if name not in names]
+    return names
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device: found '{name}', expected a device of this machine ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at least 0")
+    return value

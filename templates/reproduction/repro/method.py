@@ -1,0 +1,90 @@
+"""What a method tells the kit about itself, and how the kit finds it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repro.config import Section
+from repro.errors import BadInput
+from repro.phases import Phase
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured: numbers by dotted name, and the tensors that figures are drawn from."""
+
+    metrics: Mapping[str, float]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: its typed configuration, its phases in order, its evaluation, and what it adds to the report."""
+
+    name: str
+    config: type[Section]
+    phases: Callable[[Any, torch.device], Sequence[Phase]]
+    evaluate: Callable[[Any, Mapping[str, nn.Module], int, torch.device], Evaluation]
+    report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str]
+    """(judgements, records, runs folder, report folder) -> Markdown; draws the method's figures into the report folder."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A reproduction on disk: `root` holds spec.yaml, configs/ and reports/."""
+
+    root: Path
+    method: Method
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.yaml"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def experiments(self) -> dict[str, Path]:
+        """The configuration file of each experiment, by the experiment's name."""
+        return {path.stem: path for path in sorted((self.root / "configs").glob("*.yaml"))}
+
+
+def find_project(start: Path) -> Project:
+    """The project at or above `start`: the nearest pyproject.toml with a [tool.repro] table.
+
+    `method = "package.module:OBJECT"` names the Method; `root` (default ".") is where spec.yaml lies.
+    """
+    for folder in (start, *start.parents):
+        path = folder / "pyproject.toml"
+        if path.is_file():
+            try:
+                table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("repro")
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise BadInput(f"{path}: no TOML: {error}") from None
+            if table is not None:
+                return _project(path, table)
+    raise BadInput(f"{start}: found no pyproject.toml with a [tool.repro] table here or above, expected one")
+
+
+def _project(path: Path, table: dict) -> Project:
+    module_name, colon, attribute = str(table.get("method", "")).partition(":")
+    if not colon:
+        raise BadInput(f"{path}: tool.repro.method: found {table.get('method')!r}, expected 'package.module:OBJECT'")
+    root = path.parent / table.get("root", ".")
+    sys.path[:0] = [str(root)]  # a scaffold runs before it is installed
+    try:
+        method = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"{path}: tool.repro.method: {error}") from None
+    if not isinstance(method, Method):
+        raise BadInput(f"{path}: tool.repro.method: found {type(method).__name__}, expected a repro.method.Method")
+    return Project(root, method)

@@ -1,0 +1,12 @@
+"""Progress bars: on standard error, only in a terminal, only for what takes longer than two seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+
+def progress(steps: Iterable, label: str, total: int | None = None, initial: int = 0) -> tqdm:
+    """`steps` with a bar. `disable=None` makes tqdm silent when standard error is no terminal."""
+    return tqdm(steps, desc=label, total=total, initial=initial, delay=2.0, disable=None, leave=False, dynamic_ncols=True)

@@ -1,0 +1,204 @@
+"""One run: an experiment with a seed, all its phases, its evaluation, and the record of where it all came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from repro.config import Change, Section, differences, digest, load
+from repro.errors import EXIT_OK, BadInput
+from repro.method import Project
+from repro.phases import Pace, Phase, PhaseResult, run_phase
+from repro.progress import progress
+from repro.randomness import seed_global_generators
+from repro.runinfo import describe, peak_host_bytes
+from repro.spec import check_experiment, claim_hashes, load_spec
+
+RECORD, CONFIG, TENSORS = "record.json", "config.yaml", "tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `repro run` was asked to do for one experiment: checked, nothing written yet."""
+
+    project: Project
+    experiment: str
+    config: Section
+    changes: list[Change]
+    departures: list[Change]
+    claims: dict[str, str]
+
+
+def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
+    """Reads and checks configuration and spec. Raises BadInput; writes nothing."""
+    known = project.experiments()
+    if experiment not in known:
+        raise BadInput(f"{project.root / 'configs'}: found no experiment '{experiment}', expected one of: {', '.join(known)}")
+    path = known[experiment]
+    shipped, _ = load(project.method.config, path)
+    if shipped.experiment != experiment:
+        raise BadInput(f"{path}: experiment: found '{shipped.experiment}', expected '{experiment}', the name of the file")
+    spec = load_spec(project.spec)
+    check_experiment(spec, project.spec, experiment, shipped, path)
+    config, changes = load(project.method.config, path, overrides)
+    if config.experiment != experiment:
+        raise BadInput(f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden")
+    departures = differences(shipped, config)
+    return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment))
+
+
+def run_folder(runs: Path, experiment: str, seed: int) -> Path:
+    return runs / experiment / f"seed-{seed}"
+
+
+def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: bool, resume_phase: int | None) -> Path:
+    """Trains every phase and evaluates. Returns the run folder. An interrupted run goes on from its last saved state.
+
+    Raises BadInput when the folder holds a run and `resume` is not set, or holds a run of another configuration.
+    """
+    folder = run_folder(runs, plan.experiment, seed)
+    phases = plan.project.method.phases(plan.config, device)
+    _check_folder(plan, folder, phases, resume, resume_phase)
+    if (folder / RECORD).exists() and resume_phase is None:
+        return folder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if resume_phase is not None:
+        _set_aside(folder, phases, resume_phase)
+    _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
+
+    info = describe(plan.project.root, device)
+    results: dict[str, PhaseResult] = {}
+    for number, phase in enumerate(phases, start=1):
+        results[phase.name] = run_phase(
+            phase,
+            folder=_phase_folder(folder, number, phase),
+            identity=_identity(plan, seed),
+            seed=seed,
+            device=device,
+            pace=Pace(plan.config.pace.log_every, plan.config.pace.checkpoint_every),
+        )
+
+    began = time.perf_counter()
+    seed_global_generators(seed, "evaluate")
+    models = {name: result.model for name, result in results.items()}
+    with torch.no_grad():
+        evaluation = plan.project.method.evaluate(plan.config, models, seed, device)
+    evaluation_s = time.perf_counter() - began
+
+    save_file({name: tensor.contiguous() for name, tensor in evaluation.tensors.items()}, folder / TENSORS)
+    record = {
+        "experiment": plan.experiment,
+        "seed": seed,
+        "config": plan.config.model_dump(mode="json"),
+        "config_hash": digest(plan.config),
+        "departures": [str(change) for change in plan.departures],
+        "claims": plan.claims,
+        **info,
+        "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()} | {"evaluate": round(evaluation_s, 2)},
+        "prepare_s": {name: round(result.prepare_s, 2) for name, result in results.items()},
+        "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
+        "peak_host_mib": round(peak_host_bytes() / 2**20, 1),
+        "peak_device_mib": {name: round(result.peak_device_bytes / 2**20, 1) for name, result in results.items()},
+        "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
+        "curves": {name: [(step, float(f"{loss:.6g}")) for step, loss in result.curve] for name, result in results.items()},
+    }
+    _write_text(folder / RECORD, _one_key_per_line(record))
+    return folder
+
+
+def execute_many(
+    plans: list[Plan], seeds: list[int], runs: Path, device: torch.device, jobs: int, arguments: list[str]
+) -> list[str]:
+    """Runs every (experiment, seed) in `jobs` processes at a time. Returns a line per run that failed.
+
+    `arguments` are the options that each process gets besides its experiment and seed.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    tasks = [(plan.experiment, seed) for seed in seeds for plan in plans]
+
+    def one(task: tuple[str, int]) -> str | None:
+        experiment, seed = task
+        folder = run_folder(runs, experiment, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "repro", "run", experiment, "--seeds", str(seed), "--runs", str(runs), *arguments]
+        log = folder / "output.log"
+        with log.open("ab") as output:
+            code = subprocess.run(
+                command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+            ).returncode
+        if code == EXIT_OK:
+            return None
+        last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+        return f"{experiment} seed {seed}: exit code {code}: {last} (see {log})"
+
+    with ThreadPoolExecutor(jobs) as workers:
+        outcomes: Iterator[str | None] = workers.map(one, tasks)
+        return [outcome for outcome in progress(outcomes, "runs", total=len(tasks)) if outcome]
+
+
+def _identity(plan: Plan, seed: int) -> dict[str, Any]:
+    return {"seed": seed, "config": plan.config.model_dump(mode="json")}
+
+
+def _phase_folder(folder: Path, number: int, phase: Phase) -> Path:
+    return folder / f"{number}-{phase.name}"
+
+
+def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, resume_phase: int | None) -> None:
+    if resume_phase is not None:
+        if not 1 <= resume_phase <= len(phases):
+            names = ", ".join(f"{number} {phase.name}" for number, phase in enumerate(phases, start=1))
+            raise BadInput(f"--resume-phase: found {resume_phase}, expected one of: {names}")
+        for number, phase in enumerate(phases[: resume_phase - 1], start=1):
+            needed = _phase_folder(folder, number, phase) / "model.safetensors"
+            if not needed.exists():
+                raise BadInput(f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} ({phase.name}) to be finished")
+    if not (folder / CONFIG).exists():
+        return
+    if not resume and resume_phase is None:
+        raise BadInput(f"{folder}: found a run, expected none; continue it with --resume or choose another folder with --runs")
+    before, _ = load(plan.project.method.config, folder / CONFIG)
+    changed = differences(before, plan.config)
+    if changed:
+        raise BadInput(
+            *(f"{folder / CONFIG}: {change.key}: found {change.before!r}, expected {change.after!r} as configured now" for change in changed)
+        )
+
+
+def _set_aside(folder: Path, phases: list[Phase], first: int) -> None:
+    """Moves what phase `first` and the later ones left behind out of the way. Nothing is deleted."""
+    number = 1
+    while (archive := folder / f"superseded-{number}").exists():
+        number += 1
+    old = [_phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first]
+    old = [path for path in [*old, folder / RECORD, folder / TENSORS] if path.exists()]
+    if old:
+        archive.mkdir()
+        for path in old:
+            path.rename(archive / path.name)
+
+
+def _one_key_per_line(record: dict[str, Any]) -> str:
+    """JSON that stays readable in a diff although a record holds curves of hundreds of points."""
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()) + "\n}\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+

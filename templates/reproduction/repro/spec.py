@@ -1,0 +1,155 @@
+"""The specification of a reproduction: what the paper claims and, fixed before any run, when a claim holds.
+
+A claim's tolerance is hashed into every run. A later change shows in the report (SKILL section 1).
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from repro.config import Section, digest, flatten, read_yaml, validate
+from repro.errors import BadInput
+
+Identifier = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+
+
+class Paper(Section):
+    title: str
+    authors: list[str]
+    arxiv: str
+    version: str
+    url: str
+
+
+class Tolerance(Section):
+    """When a claim counts as reproduced, and when as close. See `Claim.kind` for what is compared."""
+
+    reproduced: PositiveFloat
+    close: PositiveFloat
+    why: str = Field(min_length=10)
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.close < self.reproduced:
+            raise ValueError(f"close ({self.close}) no tighter than reproduced ({self.reproduced})")
+        return self
+
+
+class Claim(Section):
+    """One checkable statement of the paper.
+
+    kind "equal": |ours - reported| / |reported| is held against the tolerance.
+    kind "at_most": our value itself is held against the tolerance, whatever the paper reports.
+    `tolerance` is the name of one of the spec's tolerances; `floor` the metric that no generator can beat.
+    Our value of a seed is `metric`, divided by `divided_by` when that is given.
+    """
+
+    id: str = Identifier
+    statement: str
+    where: str
+    experiment: str = Identifier
+    kind: Literal["equal", "at_most"]
+    metric: str
+    divided_by: str | None
+    reported: float
+    floor: str | None
+    tolerance: str
+
+
+class Setting(Section):
+    """A value that shapes a result: where it comes from and, if the paper leaves it open, what else it could be.
+
+    `key` is its place in the configurations of `experiments` (both may hold `*`); None for what no field holds.
+    """
+
+    name: str
+    experiments: str
+    key: str | None
+    value: int | float | str | bool | list[int] | None
+    origin: Literal["paper", "authors' code", "cited", "assumed", "measured here"]
+    where: str = Field(min_length=3)
+    alternatives: list[str]
+    why: str
+
+
+class Deviation(Section):
+    """Where this reproduction departs from the paper on purpose."""
+
+    what: str
+    why: str
+
+
+class NotAttempted(Section):
+    """A claim of the paper that no experiment here tests, and the reason."""
+
+    what: str
+    where: str
+    why: str
+
+
+class Spec(Section):
+    paper: Paper
+    level: Literal["conceptual", "code", "experimental", "extension"]
+    seeds: int = Field(ge=1)
+    tolerances: dict[str, Tolerance]
+    claims: list[Claim]
+    settings: list[Setting]
+    deviations: list[Deviation]
+    not_attempted: list[NotAttempted]
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        ids = [claim.id for claim in self.claims]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"each claim id once, found twice: {', '.join(twice)}")
+        unknown = sorted({claim.tolerance for claim in self.claims} - set(self.tolerances))
+        if unknown:
+            raise ValueError(f"each claim's tolerance among {', '.join(self.tolerances)}, found {', '.join(unknown)}")
+        return self
+
+    def claims_of(self, experiment: str) -> list[Claim]:
+        return [claim for claim in self.claims if claim.experiment == experiment]
+
+
+def load_spec(path: Path) -> Spec:
+    """The specification in `path`. Raises BadInput with one line per problem."""
+    return validate(Spec, read_yaml(path), str(path))
+
+
+def check_experiment(spec: Spec, spec_path: Path, experiment: str, config: Section, config_path: Path) -> None:
+    """Raises BadInput when a configuration contradicts the spec: an experiment without a claim, another value."""
+    problems = []
+    if not spec.claims_of(experiment):
+        known = ", ".join(sorted({claim.experiment for claim in spec.claims}))
+        problems.append(f"{config_path}: experiment: found '{experiment}', expected one that {spec_path} claims something of: {known}")
+    leaves = flatten(config)
+    for setting in spec.settings:
+        if setting.key is None or not fnmatchcase(experiment, setting.experiments):
+            continue
+        for key, value in leaves.items():
+            if _matches(key, setting.key) and value != setting.value:
+                problems.append(
+                    f"{config_path}: {key}: found {value!r}, expected {setting.value!r} ({spec_path}: {setting.name}, {setting.where})"
+                )
+    if problems:
+        raise BadInput(*problems)
+
+
+def _matches(key: str, pattern: str) -> bool:
+    names, patterns = key.split("."), pattern.split(".")
+    return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
+
+
+def claim_hashes(spec: Spec, experiment: str) -> dict[str, str]:
+    """What a run stores of each of its claims, so that a later change of statement or tolerance shows."""
+    return {claim.id: claim_hash(spec, claim) for claim in spec.claims_of(experiment)}
+
+
+def claim_hash(spec: Spec, claim: Claim) -> str:
+    """A hash of a claim with its tolerance."""
+    return digest([claim.model_dump(mode="json"), spec.tolerances[claim.tolerance].model_dump(mode="json")])
