@@ -1,17 +1,27 @@
 # Every command of this project. `make help` lists them.
 SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 SEEDS ?= 0 1 2
+PORT ?= 8000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_REPORT := reference_impl/reports/demo
 
-.PHONY: help setup demo test
+# The demo trains a tenth of the paper's steps on a small pool. Its report says so and gives no verdicts.
+DEMO_SETTING := --train-iters 2000 \
+	--set phases.velocity_field.pool.batches=32 \
+	--set phases.velocity_field_100.pool.batches=8 \
+	--set evaluation.floor_draws=1
+
+.PHONY: help setup demo test site serve reproduce-2d benchmark test-gpu
+
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-setup: $(READY) ## make the environment in .venv (exact versions of requirements.txt)
+setup: $(READY) ## make the environment in .venv, with the exact versions of requirements.txt
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=python3.11" >&2; exit 2; }
@@ -20,6 +30,35 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-reproduce-2d: $(READY) ## the paper's 2-D protocol on every set, resumable (about an hour and a half on 2 cores)
+demo: $(READY) ## a short run of every 2-D experiment, judged and shown on the built site
+	rm -rf runs/demo $(DEMO_REPORT)
+	$(BIN)/repro run '2d-*' --runs runs/demo --jobs $(JOBS) --device cpu $(DEMO_SETTING) > /dev/null
+	$(BIN)/repro report --runs runs/demo --out $(DEMO_REPORT) --title "Your demo run" > /dev/null
+	@$(MAKE) --no-print-directory site
+	@echo
+	@echo "Your run:              site/$(DEMO_REPORT)/README.html"
+	@echo "The full runs:         site/reference_impl/reports/README.html"
+	@echo "To read them:          make serve, then http://localhost:$(PORT)"
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest -q
+
+test-gpu: $(READY) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
+
+site: $(READY) ## build the site into site/
+	@[ -f $(DEMO_REPORT)/README.md ] || { mkdir -p $(DEMO_REPORT); printf '# Your demo run\n\nNone yet on this machine. `make demo` makes one.\n' > $(DEMO_REPORT)/README.md; }
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+serve: ## serve the built site on http://localhost:8000 (PORT=... for another)
+	@[ -f site/index.html ] || { echo "make: found no site/index.html; run make demo or make site first" >&2; exit 2; }
+	@echo "http://localhost:$(PORT)"
+	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory site
+
+reproduce-2d: $(READY) ## the paper's 2-D protocol on every set and seed; resumable; about two hours on 2 cores
 	$(BIN)/repro run '2d-*' --seeds $(SEEDS) --jobs $(JOBS) --resume --device cpu
 	$(BIN)/repro report --title "Results: Table 1 of the paper"
+
+benchmark: $(READY) ## time and memory of the Sinkhorn velocity and of a pool minibatch
+	$(BIN)/python -m benchmarks.sinkhorn
+	$(BIN)/python -m benchmarks.pool

@@ -1,19 +1,56 @@
-"""The velocity of the Sinkhorn gradient flow as the paper computes it: GeomLoss and autograd (appendix E.2, page 14)."""
+"""Velocity of the Sinkhorn flow the paper's own way: two GeomLoss calls and autograd. Kept as the reference.
 
-from __future__ import annotations
+Source: NSGF++, arXiv:2401.14069v1, eq. 13 and Remark 1; settings of the authors' algorithm/Sinkhorn_flow.py
+(p=2, debias=False, potentials=True). `nsgf.sinkhorn` gives the same numbers faster.
+"""
 
+import os
+import shutil
+import sys
+
+import pykeops
 import torch
 from geomloss import SamplesLoss
 from torch import Tensor
 
+from nsgf.sinkhorn import bounding_diameter, check_clouds
+
+pykeops.set_verbose(False)  # KeOps reports each compilation on stdout, which belongs to results
+BACKENDS = ("tensorized", "online")
+
 
 def velocity(x: Tensor, y: Tensor, *, blur: float, scaling: float, backend: str) -> Tensor:
-    """Eq. 13 (page 4): gradient of f_xx minus gradient of f_xy at the particles x (n, d), targets y (m, d)."""
-    loss = SamplesLoss("sinkhorn", p=2, blur=blur, scaling=scaling, debias=False, potentials=True, backend=backend)
-    gradients = []
-    for targets in (x.detach(), y):
-        with torch.enable_grad():
-            particles = x.detach().requires_grad_(True)
-            f, _ = loss(particles, targets)
-            gradients.append(torch.autograd.grad(f.sum(), particles)[0])
-    return gradients[0] - gradients[1]
+    """Velocity v (n, d) at the particles x (n, d) towards the targets y (m, d); particles move by dx/dt = +v.
+
+    x, y: float32 or float64, one dtype and device; images flattened (GeomLoss reads (n, h, w) as a batch of n
+    clouds, without a word). backend: "tensorized" (n x m matrices) or "online" (KeOps: no matrices, compiles once
+    per dtype and dimension, and rounds 1 / eps to float32 even for float64 points).
+    Raises ValueError for other shapes, dtypes or backends and for particles that all coincide, RuntimeError
+    for "online" without a C++ compiler.
+    """
+    check_clouds(x, y)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, expected one of {BACKENDS}")
+    if backend == "online" and compiler() is None:
+        raise RuntimeError('backend "online" compiles at first use: install g++ or set CXX to a C++ compiler')
+    if bounding_diameter(x, x) == 0:
+        raise ValueError("all particles coincide: GeomLoss cannot anneal from diameter 0; nsgf.sinkhorn can")
+    loss = SamplesLoss(
+        "sinkhorn", p=2, blur=blur, scaling=scaling, debias=False, potentials=True, backend=backend
+    )
+    # GeomLoss leaves gradients switched on; the context gives the caller's setting back.
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        particles = x.detach().requires_grad_()
+        return _gradient(loss, particles, particles.detach()) - _gradient(loss, particles, y.detach())
+
+
+def compiler() -> str | None:
+    """Path of the C++ compiler that KeOps would take, or None."""
+    names = (os.environ.get("CXX", ""), "clang++" if sys.platform == "darwin" else "g++", "g++")
+    return next((path for path in map(shutil.which, filter(None, names)) if path), None)
+
+
+def _gradient(loss: SamplesLoss, particles: Tensor, targets: Tensor) -> Tensor:
+    f, _ = loss(particles, targets)
+    (gradient,) = torch.autograd.grad(f.sum(), particles)
+    return gradient

@@ -14,9 +14,9 @@ third of it at blur .05, scaling .5).
 
 Two identities make the loop cheap:
 
-1. -C_ij = <x_i, y_j> - |x_i|^2/2 - |y_j|^2/2. With f' = f - |x|^2/2 and g' = g - |y|^2/2 the exponent of the plan
-   is (f'_i + g'_j + <x_i, y_j>) / eps. For images <x, y> is some hundred times smaller than |x|^2, and so is its
-   rounding error in float32, which eps = blur^2 then magnifies.
+1. -C_ij = <x_i, y_j> - |x_i|^2/2 - |y_j|^2/2. With f' = f - |x|^2/2 + c and g' = g - |y|^2/2 - c the exponent of
+   the plan is (f'_i + g'_j + <x_i, y_j>) / eps, for any constant c. For images these three are some ten to a
+   hundred times smaller than f, g and C, and so is their rounding error in float32, which 1 / eps magnifies.
 2. The softmin of eq. 17 at the present f, g is A(g)_i = f_i - eps log sum_j K_ij / m with
    K_ij = exp((f_i + g_j - C_ij) / eps): one matrix of exponentials serves both halves of eq. 18, f by its row
    sums and g by its column sums. Between x and itself f = g, and row sums are enough.
@@ -33,8 +33,8 @@ from torch import Tensor
 # Nothing below these exponents is exponentiated. Denormal results cost some 100 cycles each: a matrix product with
 # them was measured 200 times slower. The margin to the last normal number (-87, -708) keeps products normal too.
 EXPONENT_FLOOR = {torch.float32: -70.0, torch.float64: -650.0}
-# Sums of exponentials are trusted while |log sum| stays below: what the floor adds is then under exp(-25).
-LOG_SUM_LIMIT = {torch.float32: 45.0, torch.float64: 600.0}
+# Means of exponentials are trusted while |log mean| stays below: what the floor adds is then under exp(-25).
+LOG_MEAN_LIMIT = {torch.float32: 45.0, torch.float64: 600.0}
 # Rows are exponentiated in blocks of this size, which stay in the cache of one core over six passes.
 BLOCK_BYTES = 2**20
 
@@ -44,12 +44,14 @@ class Potentials:
     """W_eps-potentials of two clouds (paper eq. 18) and what the projection needs besides them.
 
     f: (n,) at x. g: (m,) at y. eps: last temperature, blur**2. inner: (n, m) products <x_i, y_j>.
+    reduced_g: (m,) g' of the module's first identity; from g itself it could not be had without a loss of digits.
     """
 
     f: Tensor
     g: Tensor
     eps: float
     inner: Tensor
+    reduced_g: Tensor
 
 
 def epsilon_schedule(diameter: float, blur: float, scaling: float) -> tuple[float, ...]:
@@ -83,25 +85,40 @@ def bounding_diameter(x: Tensor, y: Tensor) -> float:
     return float((high - low).norm())
 
 
+def check_clouds(x: Tensor, y: Tensor) -> None:
+    """Raises ValueError unless x and y are non-empty (n, d) and (m, d) of one floating dtype and one device."""
+    for name, cloud in (("x", x), ("y", y)):
+        if cloud.ndim != 2 or 0 in cloud.shape:
+            hint = "; flatten images with .flatten(1)" if cloud.ndim > 2 else ""
+            raise ValueError(f"{name} has shape {tuple(cloud.shape)}, expected (points, dimensions) > 0{hint}")
+        if cloud.dtype not in EXPONENT_FLOOR:
+            raise ValueError(f"{name} has dtype {cloud.dtype}, expected torch.float32 or torch.float64")
+    for name in ("dtype", "device"):
+        if getattr(x, name) != getattr(y, name):
+            raise ValueError(f"y has {name} {getattr(y, name)}, expected {getattr(x, name)} as x")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected (points, {x.shape[1]}) as x {tuple(x.shape)}")
+
+
 def potentials(x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: float | None = None) -> Potentials:
     """Fixed point of eq. 18, approached by GeomLoss' loop: eps annealed, f and g updated at once and averaged.
 
     x: (n, d), y: (m, d), same dtype (float32 or float64) and device; `y is x` selects the cheaper symmetric loop.
     diameter: where the annealing starts; None measures it (GeomLoss' default). Errors: see `velocity`.
     """
-    _check(x, y)
+    check_clouds(x, y)
     schedule = epsilon_schedule(bounding_diameter(x, y) if diameter is None else diameter, blur, scaling)
     n, m = len(x), len(y)
     with torch.no_grad():
         inner = _product(x, y.T)
-        halves = _half_squares(x) if y is x else torch.cat([_half_squares(x), _half_squares(y)])
+        halves = _balanced_half_squares(x, y)
         h = halves.neg()  # f' and g' in one vector; f = g = 0 before the first softmin
-        log_sums = _log_sums_fast(inner, symmetric=y is x) if _is_eager_cpu(x) else _log_sums_stable(inner, y is x)
-        h.sub_(log_sums(h, schedule[0]), alpha=schedule[0])
+        log_means = (_log_means_fast if _is_eager_cpu(x) else _log_means_stable)(inner, y is x)
+        h.sub_(log_means(h, schedule[0]), alpha=schedule[0])
         for eps in schedule:
-            h.sub_(log_sums(h, eps), alpha=eps / 2)  # (f + A(g)) / 2, and the same for g
-        h.add_(halves)
-    return Potentials(h[:n], h[-m:], schedule[-1], inner)
+            h.sub_(log_means(h, eps), alpha=eps / 2)  # (f + A(g)) / 2, and the same for g
+        full = h + halves
+    return Potentials(full[:n], full[-m:], schedule[-1], inner, h[-m:])
 
 
 def barycentric_projection(p: Potentials, y: Tensor) -> Tensor:
@@ -109,12 +126,10 @@ def barycentric_projection(p: Potentials, y: Tensor) -> Tensor:
 
     This is x_i - grad f(x_i) for the potential extended by one last softmin, which is what GeomLoss' autograd sees.
     """
-    n, m = p.inner.shape
-    out = torch.empty_like(y) if n == m else y.new_empty(n, y.shape[1])
+    out = y.new_empty(len(p.inner), y.shape[1])
     with torch.no_grad():
-        g = p.g - _half_squares(y)  # f_i and |x_i|^2 cancel in the softmax
         for rows in _row_blocks(p.inner):
-            plan = (p.inner[rows] + g).div_(p.eps)
+            plan = (p.inner[rows] + p.reduced_g).div_(p.eps)  # f_i and |x_i|^2 cancel in the softmax
             plan.sub_(plan.amax(1, keepdim=True)).clamp_(min=EXPONENT_FLOOR[y.dtype]).exp_()
             out[rows] = _product(plan.div_(plan.sum(1, keepdim=True)), y)
     return out
@@ -133,54 +148,51 @@ def velocity(x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: flo
     not finite, blur <= 0, scaling outside (0, 1); FloatingPointError when finite points overflow on the way.
     Source: paper eq. 13, section 4.2, page 4; two calls without debiasing: the authors' Sinkhorn_flow.py.
     """
-    _check(x, y)
+    check_clouds(x, y)
     x, y = x.detach(), y.detach()
     settings = {"blur": blur, "scaling": scaling, "diameter": diameter}
     v = barycentric_projection(potentials(x, y, **settings), y)
     v -= barycentric_projection(potentials(x, x, **settings), x)
     if _has_values(v) and not math.isfinite(v.sum()):
-        raise FloatingPointError(f"velocity is not finite: products of x and y overflow {x.dtype}")
+        raise FloatingPointError(f"velocity is not finite: x or y is not, or their products overflow {x.dtype}")
     return v
 
 
-def _log_sums_fast(inner: Tensor, *, symmetric: bool) -> Callable[[Tensor, float], Tensor]:
+def _log_means_fast(inner: Tensor, symmetric: bool) -> Callable[[Tensor, float], Tensor]:
     """For the CPU: step(h, eps) -> log of the row means of K, then of its column means unless symmetric.
 
-    Not shifted by row maxima: near the fixed point the sums are near 1 (eq. 19). Each step looks at its sums and
-    repeats itself with the stable formula if they left the safe range, as they do when scaling .5 cools an image
-    batch. Buffers are allocated here, once: the steps only write.
+    Not shifted by row maxima: near the fixed point the means are near 1 (eq. 19). Each step looks at its result and
+    repeats itself by the stable formula if that left the safe range, as it does when scaling .5 cools an image batch.
     """
     n, m = inner.shape
-    rows_of_h, cols_of_h = slice(0, n), slice(-m, None)
-    scaled, sums = inner.new_empty(2, n if symmetric else n + m).unbind()
-    weights_x, weights_y = inner.new_full((n,), 1 / n), inner.new_full((m,), 1 / m)
     blocks = _row_blocks(inner)
+    # Buffers and their views are made once: at n = 128, slicing or allocating costs as much as computing.
     buffer = torch.empty_like(inner[blocks[0]])
-    views = [
-        (scaled[r, None], inner[r], buffer[: r.stop - r.start], sums[r], weights_x[r]) for r in blocks
-    ]  # made once: slicing costs as much as computing at n = 128
-    scaled_g, column_sums = scaled[cols_of_h], sums[cols_of_h]
-    stable = _log_sums_stable(inner, symmetric)
-    floor, limit = EXPONENT_FLOOR[inner.dtype], LOG_SUM_LIMIT[inner.dtype]
+    scaled, means = inner.new_empty(2, n if symmetric else n + m).unbind()
+    counts = torch.cat([inner.new_full((n,), m), inner.new_full((m,), n)])[: len(means)]
+    scaled_g, column_means, column_sums = scaled[-m:], means[-m:], inner.new_empty(m)
+    views = [(scaled[r, None], inner[r], buffer[: r.stop - r.start], means[r]) for r in blocks]
+    floor, limit = EXPONENT_FLOOR[inner.dtype], LOG_MEAN_LIMIT[inner.dtype]
+    stable = _log_means_stable(inner, symmetric)
 
     def step(h: Tensor, eps: float) -> Tensor:
         torch.mul(h, 1 / eps, out=scaled)
         if not symmetric:
-            column_sums.zero_()
-        for f, products, kernel, row_sums, weights in views:
+            column_means.zero_()
+        for f, products, kernel, row_sums in views:
             torch.add(f, products, alpha=1 / eps, out=kernel)
             kernel.add_(scaled_g).clamp_(min=floor).exp_()
-            torch.mv(kernel, weights_y, out=row_sums)
+            torch.sum(kernel, 1, out=row_sums)
             if not symmetric:
-                column_sums.addmv_(kernel.T, weights)
-        sums.log_()
-        trusted = torch.linalg.vector_norm(sums, math.inf).item() <= limit  # False for nan
-        return sums if trusted else stable(h, eps)
+                column_means.add_(torch.sum(kernel, 0, out=column_sums))
+        means.div_(counts).log_()
+        trusted = torch.linalg.vector_norm(means, math.inf).item() <= limit  # False for nan
+        return means if trusted else stable(h, eps)
 
     return step
 
 
-def _log_sums_stable(inner: Tensor, symmetric: bool) -> Callable[[Tensor, float], Tensor]:
+def _log_means_stable(inner: Tensor, symmetric: bool) -> Callable[[Tensor, float], Tensor]:
     """The same by log-sum-exp: safe at any scale, and no branch on values, so no waiting for a GPU."""
     n, m = inner.shape
 
@@ -196,13 +208,27 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b at full precision, whatever the caller chose for a network: TF32, bfloat16 or autocast would put
     errors of 1e-3 |x|^2 into exponents that are then divided by eps."""
     with torch.autocast(a.device.type, enabled=False):
-        if a.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-            return (a.double() @ b.double()).float()
-        return a @ b
+        if a.dtype == torch.float64 or _matmul_keeps_float32():
+            return a @ b
+        return (a.double() @ b.double()).float()
 
 
-def _half_squares(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1).square_().div_(2)
+def _matmul_keeps_float32() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # since torch 2.9: it refuses to answer once a backend's own fp32_precision was set
+        return False
+
+
+def _balanced_half_squares(x: Tensor, y: Tensor) -> Tensor:
+    """|x|^2/2 - c and |y|^2/2 + c in one vector, (n,) if y is x; c makes their means equal, for then f' and g' stay
+    small: otherwise one settles near +(mean |x|^2 - mean |y|^2) / 4 and the other near minus that."""
+    halves_x = torch.linalg.vector_norm(x, dim=1).square_().div_(2)
+    if y is x:
+        return halves_x
+    halves_y = torch.linalg.vector_norm(y, dim=1).square_().div_(2)
+    c = (halves_x.mean() - halves_y.mean()) / 2
+    return torch.cat([halves_x - c, halves_y + c])
 
 
 def _row_blocks(matrix: Tensor) -> list[slice]:
@@ -212,22 +238,8 @@ def _row_blocks(matrix: Tensor) -> list[slice]:
 
 
 def _has_values(x: Tensor) -> bool:
-    return type(x) in (Tensor, torch.nn.Parameter)  # a FakeTensor has a shape only
+    return type(x) is Tensor  # a FakeTensor has a shape only
 
 
 def _is_eager_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and _has_values(x)
-
-
-def _check(x: Tensor, y: Tensor) -> None:
-    for name, cloud in (("x", x), ("y", y)):
-        if cloud.ndim != 2 or 0 in cloud.shape:
-            hint = "; flatten images with .flatten(1)" if cloud.ndim > 2 else ""
-            raise ValueError(f"{name} has shape {tuple(cloud.shape)}, expected (points, dimensions) > 0{hint}")
-        if cloud.dtype not in EXPONENT_FLOOR:
-            raise ValueError(f"{name} has dtype {cloud.dtype}, expected torch.float32 or torch.float64")
-    for name in ("dtype", "device"):
-        if getattr(x, name) != getattr(y, name):
-            raise ValueError(f"y has {name} {getattr(y, name)}, expected {getattr(x, name)} as x")
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"y has shape {tuple(y.shape)}, expected (points, {x.shape[1]}) as x {tuple(x.shape)}")

@@ -80,7 +80,8 @@ def _project(path: Path, table: dict) -> Project:
     if not colon:
         raise BadInput(f"{path}: tool.repro.method: found {table.get('method')!r}, expected 'package.module:OBJECT'")
     root = path.parent / table.get("root", ".")
-    sys.path[:0] = [str(root)]  # a scaffold runs before it is installed
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))  # a scaffold runs before it is installed
     try:
         method = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:

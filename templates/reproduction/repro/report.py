@@ -54,6 +54,8 @@ def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
     tolerance = spec.tolerances[claim.tolerance]
     verdict, reason = _verdict(claim, tolerance, used, values, claim_hash(spec, claim), spec.seeds)
     floors = [record["metrics"][claim.floor] for record in used if claim.floor in record["metrics"]]
+    if floors and claim.reported < min(floors):
+        reason += "; the reported value is below the floor of this metric"
     metric = claim.metric if claim.divided_by is None else f"{claim.metric} / {claim.divided_by}"
     return Judgement(
         claim.id, claim.statement, claim.where, claim.experiment, claim.kind, metric, claim.reported,

@@ -1,0 +1,226 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import CONFIG, SPEC, write_yaml
+from toy_method import Constant
+
+from repro.cli import main
+
+
+def files(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def record(root, seed=0):
+    return json.loads((root / "runs" / "toy" / f"seed-{seed}" / "record.json").read_text())
+
+
+def refused(project, capsys, *arguments):
+    """Runs a command that must be refused in one line, with exit code 2 and nothing written."""
+    before = files(project)
+    assert main(list(arguments)) == 2
+    output = capsys.readouterr()
+    assert files(project) == before and output.out == ""
+    (line,) = output.err.strip().splitlines()
+    assert line.startswith("repro: ")
+    return line
+
+
+def test_list_shows_experiments_and_phases(project, capsys):
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == "toy: 1 line (12 steps), 2 constant (9 steps)\n"
+    assert main(["list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"toy": {"line": 12, "constant": 9}}
+
+
+def test_a_run_leaves_a_record_of_where_it_came_from(project, capsys):
+    assert main(["run", "toy", "--seeds", "3"]) == 0
+    assert capsys.readouterr().out.strip() == "runs/toy/seed-3"
+    found = record(project, 3)
+    assert found["experiment"] == "toy" and found["seed"] == 3 and found["departures"] == []
+    assert found["config"] == CONFIG and len(found["config_hash"]) == 12
+    assert found["versions"]["torch"] == torch.__version__ and found["machine"]["cores"] >= 1
+    assert found["commit"] == "none"
+    assert found["parameters"] == {"line": 25, "constant": 2}
+    assert set(found["claims"]) == {"constant"} and set(found["metrics"]) == {"line.error", "constant.value"}
+    assert [step for step, _ in found["curves"]["line"]] == [3, 6, 9, 12]
+
+
+def test_train_iters_reaches_every_phase_and_says_so(project, capsys):
+    assert main(["run", "toy", "--train-iters", "2"]) == 0
+    changes = ["phases.constant.iterations: 9 -> 2", "phases.line.iterations: 12 -> 2"]
+    assert sorted(capsys.readouterr().err.strip().splitlines()) == [f"toy: {change}" for change in changes]
+    assert record(project)["departures"] == changes
+
+
+def test_an_override_back_to_the_shipped_value_is_no_departure(project):
+    assert main(["run", "toy", "--set", "phases.line.iterations=12"]) == 0
+    assert record(project)["departures"] == []
+
+
+def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(project, capsys):
+    before = files(project)
+    assert main(["run", "toy", "--set", "pool_size=7", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"toy": {**CONFIG, "pool_size": 7}}
+    assert files(project) == before
+
+
+def test_an_existing_run_is_not_overwritten(project, capsys):
+    assert main(["run", "toy"]) == 0
+    capsys.readouterr()
+    assert "found a run, expected none; continue it with --resume" in refused(project, capsys, "run", "toy")
+
+
+def test_resume_of_a_finished_run_changes_nothing(project, capsys):
+    assert main(["run", "toy"]) == 0
+    before = record(project)
+    assert main(["run", "toy", "--resume"]) == 0
+    assert record(project) == before
+
+
+def test_resume_with_another_configuration_is_refused_with_the_difference(project, capsys):
+    assert main(["run", "toy"]) == 0
+    capsys.readouterr()
+    write_yaml(project / "configs" / "toy.yaml", {**CONFIG, "pace": {"log_every": 4, "checkpoint_every": 5}})
+    assert "pace.log_every: found 3, expected 4" in refused(project, capsys, "run", "toy", "--resume")
+
+
+def test_resume_after_a_kill_in_the_second_phase_gives_the_same_run(project, monkeypatch, capsys):
+    assert main(["run", "toy", "--runs", "whole"]) == 0
+    with monkeypatch.context() as patch:
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(Constant, "loss", killed)
+        assert main(["run", "toy", "--runs", "killed"]) == 130
+        assert "--resume" in capsys.readouterr().err
+    assert main(["run", "toy", "--runs", "killed", "--resume"]) == 0
+    whole, killed = (json.loads((project / name / "toy" / "seed-0" / "record.json").read_text()) for name in ("whole", "killed"))
+    for key in ("metrics", "curves", "config_hash", "parameters"):
+        assert whole[key] == killed[key]
+
+
+def test_resume_phase_starts_that_phase_over_and_keeps_the_old_one(project):
+    assert main(["run", "toy"]) == 0
+    before = record(project)
+    assert main(["run", "toy", "--resume-phase", "2"]) == 0
+    folder = project / "runs" / "toy" / "seed-0"
+    assert record(project)["metrics"] == before["metrics"]
+    assert files(folder / "superseded-1") == ["2-constant/log.jsonl", "2-constant/model.safetensors", "record.json", "tensors.safetensors"]
+
+
+def test_resume_phase_needs_the_phases_before_it(project, capsys):
+    assert "expected phase 1 (line) to be finished" in refused(project, capsys, "run", "toy", "--resume-phase", "2")
+    assert "--resume-phase: found 3, expected one of: 1 line, 2 constant" in refused(project, capsys, "run", "toy", "--resume-phase", "3")
+
+
+def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    assert main(["run", "toy", "--seeds", "0", "1", "--jobs", "2"]) == 0
+    assert record(project, 0)["metrics"] != record(project, 1)["metrics"]
+    assert "--seeds 1" in record(project, 1)["command"]
+
+    broken = project / "runs" / "toy" / "seed-1" / "2-constant" / "model.safetensors"
+    broken.write_bytes(b"broken")
+    (project / "runs" / "toy" / "seed-1" / "record.json").unlink()
+    capfd.readouterr()
+    assert main(["run", "toy", "--seeds", "0", "1", "--resume"]) == 1
+    errors = capfd.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and errors[0].startswith("repro: toy seed 1: exit code 2") and "no sound checkpoint" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "tyo"], "found no experiment 'tyo', expected one of: toy"),
+        (["run", "toy", "--set", "phases.*.iteration=3"], "found no field 'phases.*.iteration'"),
+        (["run", "toy", "--set", "pool_size=many"], 'pool_size: found "many", expected a valid integer'),
+        (["run", "toy", "--set", "experiment=other"], "experiment: found 'other', expected 'toy'"),
+        (["run", "toy", "--device", "cuda:77"], "--device: found 'cuda:77', expected a device of this machine"),
+        (["run", "toy", "--device", "abacus"], "--device: found 'abacus'"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(project, capsys, arguments, expected):
+    assert expected in refused(project, capsys, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["fly"], [], ["run", "toy", "--train-iters", "0"], ["run", "toy", "--seeds", "-1"], ["run", "toy", "--jobs", "x"]])
+def test_bad_usage_exits_with_2(project, capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_config_that_contradicts_the_spec_is_refused(project, capsys):
+    write_yaml(project / "configs" / "toy.yaml", {**CONFIG, "pool_size": 65})
+    assert "configs/toy.yaml: pool_size: found 65, expected 64" in refused(project, capsys, "run", "toy")
+
+
+def test_a_config_under_another_name_is_refused(project, capsys):
+    write_yaml(project / "configs" / "other.yaml", CONFIG)
+    assert "other.yaml: experiment: found 'toy', expected 'other'" in refused(project, capsys, "run", "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("spec.yaml", None, "spec.yaml: found no such file"),
+        ("spec.yaml", "[", "spec.yaml, line"),
+        ("configs/toy.yaml", "experiment: toy\nexperiment: toy\n", "found the key 'experiment' twice"),
+        ("pyproject.toml", None, "found no pyproject.toml with a [tool.repro] table"),
+        ("pyproject.toml", "[tool.repro]\n", "tool.repro.method: found None"),
+        ("pyproject.toml", '[tool.repro]\nmethod = "toy_method"\n', "expected 'package.module:OBJECT'"),
+        ("pyproject.toml", '[tool.repro]\nmethod = "absent:METHOD"\n', "No module named 'absent'"),
+        ("pyproject.toml", '[tool.repro]\nmethod = "toy_method:Config"\n', "expected a repro.method.Method"),
+        ("pyproject.toml", "[", "no TOML"),
+    ],
+)
+def test_a_missing_or_broken_file_is_named(project, capsys, name, text, expected):
+    (project / name).unlink()
+    if text is not None:
+        (project / name).write_text(text)
+    assert expected in refused(project, capsys, "run", "toy")
+
+
+def test_the_report_holds_every_claim_with_its_origin(project, capsys, monkeypatch):
+    for seed in (0, 1):
+        assert main(["run", "toy", "--seeds", str(seed), "--set", "phases.constant.iterations=9"]) == 0
+    capsys.readouterr()
+    assert main(["report", "--json"]) == 0
+    verdicts = json.loads(capsys.readouterr().out)
+    (claim,) = json.loads((project / "reports" / "results.json").read_text())["claims"]
+    assert verdicts == {"constant": claim["verdict"]}
+    for key in ("id", "metric", "reported", "reproduced", "floor", "tolerance", "verdict", "commit", "config_hash", "machine", "seeds"):
+        assert key in claim
+    assert claim["seeds"] == [0, 1] and len(claim["reproduced"]["values"]) == 2
+    page = (project / "reports" / "README.md").read_text()
+    assert "The constant is three." in page and f"| {claim['verdict']} |" in page
+
+
+def test_a_report_comes_out_the_same_from_the_stored_records(project, capsys):
+    assert main(["run", "toy"]) == 0
+    assert main(["report"]) == 0
+    first = (project / "reports" / "results.json").read_bytes()
+    assert main(["report", "--runs", "nowhere"]) == 0
+    assert (project / "reports" / "results.json").read_bytes() == first
+
+
+def test_a_shortened_run_is_labelled_on_the_page(project):
+    assert main(["run", "toy", "--train-iters", "1"]) == 0
+    assert main(["report"]) == 0
+    assert "Shortened runs" in (project / "reports" / "README.md").read_text()
+
+
+def test_the_command_is_silent_off_a_terminal_and_needs_no_source_tree(project):
+    """Run as a user does, in a process of its own: data on standard output, nothing on standard error."""
+    write_yaml(project / "spec.yaml", SPEC)
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "PATH": ""}
+    result = subprocess.run([sys.executable, "-m", "repro", "run", "toy"], capture_output=True, text=True, env=environment, cwd=project)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "runs/toy/seed-0\n", "")
+    assert yaml.safe_load((project / "runs/toy/seed-0/config.yaml").read_text()) == CONFIG

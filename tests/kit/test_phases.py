@@ -1,0 +1,124 @@
+import json
+
+import pytest
+import torch
+from conftest import CONFIG
+from toy_method import Config, Line
+
+from repro import checkpoint
+from repro.config import validate
+from repro.errors import BadInput, RunFailed
+from repro.phases import Pace, run_phase
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config():
+    return validate(Config, CONFIG, "toy")
+
+
+def train(config, folder, **changes):
+    arguments = {"identity": {"seed": 1}, "seed": 1, "device": CPU, "pace": Pace(log_every=3, checkpoint_every=5), **changes}
+    return run_phase(Line(config), folder=folder, **arguments)
+
+
+def killed_at(monkeypatch, step):
+    """Makes the line phase die when its loss is asked for at `step`, as a killed process would."""
+    original, calls = Line.loss, []
+
+    def loss(self, model, generator):
+        calls.append(1)
+        if len(calls) == step + 1:
+            raise KeyboardInterrupt
+        return original(self, model, generator)
+
+    monkeypatch.setattr(Line, "loss", loss)
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("step", [0, 1, 4, 5, 6, 9, 10, 11])
+def test_a_phase_killed_anywhere_ends_in_the_bits_of_an_uninterrupted_one(config, tmp_path, step):
+    """Dropout is on and Adam has momentum: only weights, optimiser and every draw restored can give the same bits."""
+    whole = train(config, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        killed_at(monkeypatch, step)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "killed")
+    torch.manual_seed(step)  # another process has another global state
+    resumed = train(config, tmp_path / "killed")
+    assert same(whole, resumed) and whole.curve == resumed.curve
+    assert (tmp_path / "killed" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+def test_a_resumed_phase_repeats_no_saved_step(config, tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, 11)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    calls = []
+    original = Line.loss
+    monkeypatch.setattr(Line, "loss", lambda *arguments: (calls.append(1), original(*arguments))[1])
+    train(config, tmp_path)
+    assert len(calls) == 2  # 12 steps, the last saved state is that of step 10
+
+
+def test_two_seeds_differ_and_one_seed_does_not(config, tmp_path):
+    one, again, other = (train(config, tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert same(one, again) and not same(one, other)
+
+
+def test_a_finished_phase_is_loaded_not_repeated(config, tmp_path, monkeypatch):
+    first = train(config, tmp_path)
+    monkeypatch.setattr(Line, "loss", None)
+    again = train(config, tmp_path)
+    assert same(first, again) and first.curve == again.curve and first.wall_s == again.wall_s
+
+
+def test_a_finished_model_is_frozen_and_in_eval_mode(config, tmp_path):
+    model = train(config, tmp_path).model
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_state_of_another_configuration_is_refused(config, tmp_path):
+    train(config, tmp_path)
+    with pytest.raises(BadInput, match="found a state of configuration .* expected"):
+        train(config, tmp_path, identity={"seed": 2})
+
+
+def test_the_curve_has_every_logged_step_and_the_last(config, tmp_path):
+    assert [step for step, _ in train(config, tmp_path, pace=Pace(5, 100)).curve] == [5, 10, 12]
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(config, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "killed")
+    with (tmp_path / "killed" / "log.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    assert train(config, tmp_path / "killed").curve == train(config, tmp_path / "whole").curve
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(config, tmp_path, monkeypatch):
+    original, calls = Line.loss, []
+
+    def loss(self, model, generator):
+        calls.append(1)
+        return original(self, model, generator) * (float("nan") if len(calls) > 7 else 1)
+
+    monkeypatch.setattr(Line, "loss", loss)
+    with pytest.raises(RunFailed, match="phase line, step 9: the loss is nan"):
+        train(config, tmp_path)
+    state = checkpoint.load(tmp_path / "running.safetensors")
+    assert state["steps_done"] == 5 and all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_a_finished_phase_leaves_its_model_and_its_log_only(config, tmp_path):
+    train(config, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "model.safetensors"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3, 6, 9, 12]

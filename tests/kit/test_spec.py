@@ -1,0 +1,78 @@
+import copy
+
+import pytest
+from conftest import CONFIG, SPEC, write_yaml
+from toy_method import Config
+
+from repro.config import validate
+from repro.errors import BadInput
+from repro.spec import Spec, check_experiment, claim_hash, load_spec
+
+
+def spec(edit=lambda data: None):
+    data = copy.deepcopy(SPEC)
+    edit(data)
+    return validate(Spec, data, "spec.yaml")
+
+
+def refused(edit):
+    with pytest.raises(BadInput) as caught:
+        spec(edit)
+    return str(caught.value)
+
+
+def test_a_claim_needs_a_tolerance_with_a_reason():
+    assert "claims.0.tolerance: found nothing" in refused(lambda data: data["claims"][0].pop("tolerance"))
+    assert "tolerances.wide.why" in refused(lambda data: data["tolerances"]["wide"].update(why=""))
+
+
+def test_a_claim_names_a_tolerance_that_exists():
+    assert "found narrow" in refused(lambda data: data["claims"][0].update(tolerance="narrow"))
+
+
+def test_close_is_wider_than_reproduced():
+    assert "close (0.1) no tighter than reproduced (0.5)" in refused(lambda data: data["tolerances"]["wide"].update(close=0.1))
+
+
+def test_claim_ids_are_unique():
+    assert "found twice: constant" in refused(lambda data: data["claims"].append(data["claims"][0]))
+
+
+def test_an_origin_is_one_of_five():
+    assert "settings.0.origin" in refused(lambda data: data["settings"][0].update(origin="common knowledge"))
+
+
+def test_a_configuration_that_contradicts_the_spec_is_named(tmp_path):
+    config = validate(Config, {**CONFIG, "pool_size": 65}, "toy.yaml")
+    path = tmp_path / "toy.yaml"
+    with pytest.raises(BadInput) as caught:
+        check_experiment(spec(), tmp_path / "spec.yaml", "toy", config, path)
+    assert str(caught.value) == f"{path}: pool_size: found 65, expected 64 ({tmp_path / 'spec.yaml'}: pool, page 1)"
+
+
+def test_an_experiment_that_no_claim_names_contradicts_the_spec(tmp_path):
+    config = validate(Config, CONFIG, "toy.yaml")
+    with pytest.raises(BadInput, match="experiment: found 'other', expected one that .* claims something of: toy"):
+        check_experiment(spec(), tmp_path / "spec.yaml", "other", config, tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda data: data["tolerances"]["wide"].update(reproduced=0.6),
+        lambda data: data["claims"][0].update(reported=3.1),
+        lambda data: data["claims"][0].update(statement="The constant is about three."),
+    ],
+)
+def test_the_hash_of_a_claim_follows_claim_and_tolerance(edit):
+    before, after = spec(), spec(edit)
+    assert claim_hash(before, before.claims[0]) != claim_hash(after, after.claims[0])
+
+
+def test_the_hash_of_a_claim_ignores_the_rest():
+    before, after = spec(), spec(lambda data: data["paper"].update(title="Other"))
+    assert claim_hash(before, before.claims[0]) == claim_hash(after, after.claims[0])
+
+
+def test_a_spec_is_read_from_its_file(tmp_path):
+    assert load_spec(write_yaml(tmp_path / "spec.yaml", SPEC)).claims[0].id == "constant"
