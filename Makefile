@@ -48,7 +48,7 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 
 site: $(READY) ## build the site into site/
 	@[ -f $(DEMO_REPORT)/README.md ] || { mkdir -p $(DEMO_REPORT); printf '# Your demo run\n\nNone yet on this machine. `make demo` makes one.\n' > $(DEMO_REPORT)/README.md; }
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 serve: ## serve the built site on http://localhost:8000 (PORT=... for another)
 	@[ -f site/index.html ] || { echo "make: found no site/index.html; run make demo or make site first" >&2; exit 2; }

@@ -23,8 +23,8 @@ def velocity(x: Tensor, y: Tensor, *, blur: float, scaling: float, backend: str)
     """Velocity v (n, d) at the particles x (n, d) towards the targets y (m, d); particles move by dx/dt = +v.
 
     x, y: float32 or float64, one dtype and device; images flattened (GeomLoss reads (n, h, w) as a batch of n
-    clouds, without a word). backend: "tensorized" (n x m matrices) or "online" (KeOps: no matrices, compiles once
-    per dtype and dimension, and rounds 1 / eps to float32 even for float64 points).
+    clouds, without a word). backend: "tensorized" (n x m matrices) or "online" (KeOps: no matrices, compiles
+    once per dtype and dimension, and rounds 1 / eps to float32 even for float64 points).
     Raises ValueError for other shapes, dtypes or backends and for particles that all coincide, RuntimeError
     for "online" without a C++ compiler.
     """

@@ -80,9 +80,9 @@ class VelocityField(NSGFPhase):
 
     def prepare(self, seed: int, scratch: Path) -> None:
         path = scratch / "pool.safetensors"
-        if path.exists():
+        try:
             self.pool = Pool.load(path)
-        else:
+        except ValueError:  # none yet, or a damaged one: the same seed builds the same pool
             self.pool = self.build_pool(seed)
             self.pool.save(path)
 

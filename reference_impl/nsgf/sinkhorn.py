@@ -2,21 +2,21 @@
 
 Source: NSGF++, arXiv:2401.14069v1, section 4.2 eq. 13 (velocity of a finite sample), appendix A eq. 17-18
 (potentials), Remark 1 (computed with GeomLoss). Conventions of GeomLoss 0.3.1, SamplesLoss("sinkhorn", p=2):
-cost C_ij = |x_i - y_j|^2 / 2, temperature eps = blur^2, uniform weights 1/n and 1/m, annealed and truncated loop.
+cost C_ij = |x_i - y_j|^2 / 2, temperature eps = blur^2, weights 1/n and 1/m, loop annealed and truncated.
 
 The gradient of the potential f that GeomLoss' autograd sees is x_i minus a barycentre, so in eq. 13
 
     v_i = grad f_xx(x_i) - grad f_xy(x_i) = sum_j P_ij y_j - sum_j Q_ij x_j,
 
-P and Q being the row-normalised plans between x and y, and between x and x: no graph has to be kept. The loop is
-truncated, not converged: `scaling` is part of the method, and another solver gives another velocity (up to a
-third of it at blur .05, scaling .5).
+P and Q being the row-normalised plans between x and y, and between x and x: no graph has to be kept. The loop
+is truncated, not converged: `scaling` is part of the method, and another solver gives another velocity (up to
+a third of it at blur .05, scaling .5).
 
 Two identities make the loop cheap:
 
-1. -C_ij = <x_i, y_j> - |x_i|^2/2 - |y_j|^2/2. With f' = f - |x|^2/2 + c and g' = g - |y|^2/2 - c the exponent of
-   the plan is (f'_i + g'_j + <x_i, y_j>) / eps, for any constant c. For images these three are some ten to a
-   hundred times smaller than f, g and C, and so is their rounding error in float32, which 1 / eps magnifies.
+1. -C_ij = <x_i, y_j> - |x_i|^2/2 - |y_j|^2/2. With f' = f - |x|^2/2 + c and g' = g - |y|^2/2 - c the exponent
+   of the plan is (f'_i + g'_j + <x_i, y_j>) / eps, for any constant c. For images these three are some ten to
+   a hundred times smaller than f, g and C, and so is their rounding in float32, which 1 / eps magnifies.
 2. The softmin of eq. 17 at the present f, g is A(g)_i = f_i - eps log sum_j K_ij / m with
    K_ij = exp((f_i + g_j - C_ij) / eps): one matrix of exponentials serves both halves of eq. 18, f by its row
    sums and g by its column sums. Between x and itself f = g, and row sums are enough.
@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Nothing below these exponents is exponentiated. Denormal results cost some 100 cycles each: a matrix product with
-# them was measured 200 times slower. The margin to the last normal number (-87, -708) keeps products normal too.
+# Nothing below these exponents is exponentiated. Denormal numbers cost some 100 cycles each: a matrix product
+# of them was measured 200 times slower. The margin to the last normal (-87, -708) keeps products normal too.
 EXPONENT_FLOOR = {torch.float32: -70.0, torch.float64: -650.0}
 # Means of exponentials are trusted while |log mean| stays below: what the floor adds is then under exp(-25).
 LOG_MEAN_LIMIT = {torch.float32: 45.0, torch.float64: 600.0}
@@ -44,7 +44,7 @@ class Potentials:
     """W_eps-potentials of two clouds (paper eq. 18) and what the projection needs besides them.
 
     f: (n,) at x. g: (m,) at y. eps: last temperature, blur**2. inner: (n, m) products <x_i, y_j>.
-    reduced_g: (m,) g' of the module's first identity; from g itself it could not be had without a loss of digits.
+    reduced_g: (m,) g' of the module's first identity; recomputed from g it would have lost digits.
     """
 
     f: Tensor
@@ -55,11 +55,11 @@ class Potentials:
 
 
 def epsilon_schedule(diameter: float, blur: float, scaling: float) -> tuple[float, ...]:
-    """Temperatures of the annealing, from diameter**2 down to blur**2, as `epsilon_schedule` of GeomLoss (p=2).
+    """Temperatures of the annealing from diameter**2 to blur**2, as `epsilon_schedule` of GeomLoss (p=2).
 
     The first temperature comes twice, as in GeomLoss. Where GeomLoss crashes, on a diameter of 0 (all points
-    coincide), the only temperature is blur**2. Raises ValueError for a diameter < 0 or not finite, blur <= 0, or
-    scaling outside (0, 1).
+    coincide), the only temperature is blur**2. Raises ValueError for a diameter < 0 or not finite, blur <= 0,
+    or scaling outside (0, 1).
     """
     if not 0 <= diameter < math.inf:
         raise ValueError(f"diameter is {diameter}, expected a finite number >= 0; are all points finite?")
@@ -86,25 +86,28 @@ def bounding_diameter(x: Tensor, y: Tensor) -> float:
 
 
 def check_clouds(x: Tensor, y: Tensor) -> None:
-    """Raises ValueError unless x and y are non-empty (n, d) and (m, d) of one floating dtype and one device."""
+    """Raises ValueError unless x and y are non-empty (n, d) and (m, d) of one dtype and one device."""
     for name, cloud in (("x", x), ("y", y)):
         if cloud.ndim != 2 or 0 in cloud.shape:
             hint = "; flatten images with .flatten(1)" if cloud.ndim > 2 else ""
-            raise ValueError(f"{name} has shape {tuple(cloud.shape)}, expected (points, dimensions) > 0{hint}")
+            shape = tuple(cloud.shape)
+            raise ValueError(f"{name} has shape {shape}, expected (points, dimensions), both > 0{hint}")
         if cloud.dtype not in EXPONENT_FLOOR:
             raise ValueError(f"{name} has dtype {cloud.dtype}, expected torch.float32 or torch.float64")
     for name in ("dtype", "device"):
         if getattr(x, name) != getattr(y, name):
             raise ValueError(f"y has {name} {getattr(y, name)}, expected {getattr(x, name)} as x")
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"y has shape {tuple(y.shape)}, expected (points, {x.shape[1]}) as x {tuple(x.shape)}")
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected (points, {x.shape[1]}) as x has")
 
 
-def potentials(x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: float | None = None) -> Potentials:
-    """Fixed point of eq. 18, approached by GeomLoss' loop: eps annealed, f and g updated at once and averaged.
+def potentials(
+    x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: float | None = None
+) -> Potentials:
+    """Fixed point of eq. 18 approached by GeomLoss' loop: eps annealed, f and g updated at once and averaged.
 
-    x: (n, d), y: (m, d), same dtype (float32 or float64) and device; `y is x` selects the cheaper symmetric loop.
-    diameter: where the annealing starts; None measures it (GeomLoss' default). Errors: see `velocity`.
+    x: (n, d), y: (m, d), same dtype (float32 or float64) and device; `y is x` selects the cheaper symmetric
+    loop. diameter: where the annealing starts; None measures it (GeomLoss' default). Errors: see `velocity`.
     """
     check_clouds(x, y)
     schedule = epsilon_schedule(bounding_diameter(x, y) if diameter is None else diameter, blur, scaling)
@@ -124,7 +127,7 @@ def potentials(x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: f
 def barycentric_projection(p: Potentials, y: Tensor) -> Tensor:
     """(n, d): sum_j P_ij y_j, where row i of P is the softmax over j of (g_j - C_ij) / eps.
 
-    This is x_i - grad f(x_i) for the potential extended by one last softmin, which is what GeomLoss' autograd sees.
+    This is x_i - grad f(x_i) for f extended by one last softmin, which is what GeomLoss' autograd sees.
     """
     out = y.new_empty(len(p.inner), y.shape[1])
     with torch.no_grad():
@@ -140,12 +143,12 @@ def velocity(x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: flo
 
     x: (n, d) particles, y: (m, d) targets, same dtype (float32 or float64) and device; images flattened.
     blur, scaling: GeomLoss' settings (paper E.2: blur in {.5, 1, 2}, scaling in {.80, .85, .95}).
-    diameter: start of the annealing of both problems; None measures it on the data, as GeomLoss does. It has to
-    be given for tensors without values (FakeTensorMode).
+    diameter: start of the annealing of both problems; None measures it on the data, as GeomLoss does. It has
+    to be given for tensors without values (FakeTensorMode).
     Returns v, shape and dtype of x, detached. Equals two SamplesLoss calls with debias=False and autograd
     (`nsgf.geomloss_velocity`) up to rounding.
-    Raises ValueError for anything but two non-empty (n, d), (m, d) of one dtype and device, for points that are
-    not finite, blur <= 0, scaling outside (0, 1); FloatingPointError when finite points overflow on the way.
+    Raises ValueError for anything but two non-empty (n, d), (m, d) of one dtype and device, for points that
+    are not finite, blur <= 0, scaling outside (0, 1); FloatingPointError when finite points overflow.
     Source: paper eq. 13, section 4.2, page 4; two calls without debiasing: the authors' Sinkhorn_flow.py.
     """
     check_clouds(x, y)
@@ -154,15 +157,16 @@ def velocity(x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: flo
     v = barycentric_projection(potentials(x, y, **settings), y)
     v -= barycentric_projection(potentials(x, x, **settings), x)
     if _has_values(v) and not math.isfinite(v.sum()):
-        raise FloatingPointError(f"velocity is not finite: x or y is not, or their products overflow {x.dtype}")
+        raise FloatingPointError(f"velocity is not finite: x or y is not, or products overflow {x.dtype}")
     return v
 
 
 def _log_means_fast(inner: Tensor, symmetric: bool) -> Callable[[Tensor, float], Tensor]:
     """For the CPU: step(h, eps) -> log of the row means of K, then of its column means unless symmetric.
 
-    Not shifted by row maxima: near the fixed point the means are near 1 (eq. 19). Each step looks at its result and
-    repeats itself by the stable formula if that left the safe range, as it does when scaling .5 cools an image batch.
+    Not shifted by row maxima: near the fixed point the means are near 1 (eq. 19). Each step looks at its
+    result and repeats itself by the stable formula if that left the safe range, as it does when scaling .5
+    cools an image batch to blur .05 in float32.
     """
     n, m = inner.shape
     blocks = _row_blocks(inner)
@@ -221,8 +225,8 @@ def _matmul_keeps_float32() -> bool:
 
 
 def _balanced_half_squares(x: Tensor, y: Tensor) -> Tensor:
-    """|x|^2/2 - c and |y|^2/2 + c in one vector, (n,) if y is x; c makes their means equal, for then f' and g' stay
-    small: otherwise one settles near +(mean |x|^2 - mean |y|^2) / 4 and the other near minus that."""
+    """|x|^2/2 - c and |y|^2/2 + c in one vector, (n,) if y is x; c makes their means equal, for then f' and
+    g' stay small: otherwise they settle near plus and minus (mean |x|^2 - mean |y|^2) / 4."""
     halves_x = torch.linalg.vector_norm(x, dim=1).square_().div_(2)
     if y is x:
         return halves_x

@@ -1,7 +1,7 @@
 import copy
 
 import pytest
-from conftest import CONFIG, write_yaml
+from toy_project import CONFIG, write_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_method import Config

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import CONFIG
+from toy_project import CONFIG
 from toy_method import Config, Line
 
 from repro import checkpoint

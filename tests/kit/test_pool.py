@@ -61,7 +61,7 @@ def test_rows_that_do_not_fit_are_refused(rows, message):
 def test_a_pool_cannot_be_sampled_before_it_is_full():
     pool = Pool(10, {"x": (2,), "t": ()})
     pool.add(x=torch.zeros(9, 2), t=torch.zeros(9))
-    with pytest.raises(ValueError, match="found 9 entries, expected all 10"):
+    with pytest.raises(ValueError, match="found 9 entries, expected all 10$"):
         pool.sample(1, torch.Generator())
 
 

@@ -2,7 +2,7 @@ import copy
 import json
 
 import pytest
-from conftest import SPEC
+from toy_project import SPEC
 
 from repro.config import validate
 from repro.errors import BadInput

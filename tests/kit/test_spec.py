@@ -1,7 +1,7 @@
 import copy
 
 import pytest
-from conftest import CONFIG, SPEC, write_yaml
+from toy_project import CONFIG, SPEC, write_yaml
 from toy_method import Config
 
 from repro.config import validate

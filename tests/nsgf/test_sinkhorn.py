@@ -75,7 +75,8 @@ def test_coinciding_particles_share_the_mean_target():
 def test_translation_of_a_cloud_is_its_own_velocity():
     """1e-9: at blur .1 and spacing 4 another match weighs exp(-800)."""
     x, shift = grid(5, 4.0), torch.tensor([0.5, -0.25], dtype=torch.float64)
-    torch.testing.assert_close(velocity(x, x + shift, blur=0.1, scaling=0.9), shift.expand(25, 2), rtol=0, atol=1e-9)
+    v = velocity(x, x + shift, blur=0.1, scaling=0.9)
+    torch.testing.assert_close(v, shift.expand(25, 2), rtol=0, atol=1e-9)
 
 
 def test_separated_targets_are_matched_in_any_order():
@@ -87,10 +88,10 @@ def test_separated_targets_are_matched_in_any_order():
 
 @pytest.mark.parametrize("blur", [0.7, 1.5])
 def test_gaussians_have_the_closed_form_of_entropic_transport(blur):
-    """1% of the largest velocity: 400 quantiles cut the tails of a Gaussian, and scaling .99 nearly converges.
+    """3e-3 of the largest velocity: 400 quantiles cut the Gaussians' tails, scaling .99 leaves about 1e-3.
 
-    Janati et al. 2020 (arXiv:2006.02572), theorem 1, in one dimension with their sigma^2 = blur^2: the optimal plan
-    of N(0, a^2) and N(m, b^2) has covariance c(a, b), and E[y | x] = m + c(a, b) x / a^2.
+    Janati et al. 2020 (arXiv:2006.02572), theorem 1, in one dimension with their sigma^2 = blur^2: the
+    optimal plan of N(0, a^2) and N(m, b^2) has covariance c(a, b), and E[y | x] = m + c(a, b) x / a^2.
     """
     a, b, mean, eps = 1.0, 2.0, 3.0, blur**2
     quantiles = torch.special.ndtri((torch.arange(400, dtype=torch.float64) + 0.5) / 400)[:, None]
@@ -100,7 +101,7 @@ def test_gaussians_have_the_closed_form_of_entropic_transport(blur):
 
     expected = mean + (covariance(a, b) - covariance(a, a)) / a**2 * a * quantiles
     v = velocity(a * quantiles, mean + b * quantiles, blur=blur, scaling=0.99)
-    assert difference(v[20:-20], expected[20:-20]) < 0.01
+    assert difference(v[20:-20], expected[20:-20]) < 3e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -148,7 +149,7 @@ def test_invariant_under_translation_of_both_clouds():
 
 
 def test_units_of_length_cancel():
-    """1e-10: points and blur times 4 give velocities times 4; only the schedule's logarithms round differently."""
+    """1e-10: points and blur times 4 give velocities times 4; the schedule's logarithms round differently."""
     x, y = clouds(60, 2, m=50)
     v = velocity(x, y, blur=0.5, scaling=0.8)
     torch.testing.assert_close(velocity(4 * x, 4 * y, blur=2.0, scaling=0.8), 4 * v, rtol=0, atol=1e-10)
@@ -178,7 +179,8 @@ def test_schedule_is_geomloss_schedule(diameter, blur, scaling):
     """Exact: the number of temperatures decides the result."""
     from geomloss._legacy.sinkhorn_divergence import epsilon_schedule
 
-    assert list(sinkhorn.epsilon_schedule(diameter, blur, scaling)) == epsilon_schedule(2, diameter, blur, scaling)
+    ours = sinkhorn.epsilon_schedule(diameter, blur, scaling)
+    assert list(ours) == epsilon_schedule(2, diameter, blur, scaling)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -194,7 +196,8 @@ def test_equals_geomloss_in_float64(shape, blur, scaling):
 def test_float32_is_near_the_float64_velocity(shape, blur, scaling):
     """1e-3: the inner products, some 100, round by 1e-5; blur .05 makes that 1e-3 to 1e-2 of an exponent."""
     x, y = clouds(*shape, torch.float32)
-    assert difference(velocity(x, y, blur=blur, scaling=scaling), geomloss(x.double(), y.double(), blur, scaling)) < 1e-3
+    exact = geomloss(x.double(), y.double(), blur, scaling)
+    assert difference(velocity(x, y, blur=blur, scaling=scaling), exact) < 1e-3
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -206,7 +209,10 @@ def test_equals_geomloss_in_float32(shape, blur, scaling):
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
-@given(st.integers(2, 40), st.integers(1, 40), st.integers(1, 5), st.integers(0, 99), st.sampled_from(SETTINGS))
+@given(
+    n=st.integers(2, 40), m=st.integers(1, 40), d=st.integers(1, 5), seed=st.integers(0, 99),
+    setting=st.sampled_from(SETTINGS),
+)  # fmt: skip
 def test_equals_geomloss_at_any_size(n, m, d, seed, setting):
     """1e-9, as for the paper's shapes; n, m and d differ here, which catches a mean over the wrong axis."""
     x, y = clouds(n, d, m=m, seed=seed)
@@ -214,10 +220,13 @@ def test_equals_geomloss_at_any_size(n, m, d, seed, setting):
 
 
 def test_potentials_equal_geomloss_potentials():
-    """1e-9, including the constant that the theory leaves free; GeomLoss returns them after one more softmin."""
+    """1e-9, with the constant that theory leaves free; GeomLoss returns them after one more softmin."""
     x, y = clouds(60, 2, m=50)
     p = sinkhorn.potentials(x, y, blur=0.5, scaling=0.8)
-    f, g = SamplesLoss("sinkhorn", p=2, blur=0.5, scaling=0.8, debias=False, potentials=True, backend="tensorized")(x, y)
+    loss = SamplesLoss(
+        "sinkhorn", p=2, blur=0.5, scaling=0.8, debias=False, potentials=True, backend="tensorized"
+    )
+    f, g = loss(x, y)
     cost = torch.cdist(x, y) ** 2 / 2
     last_f = -p.eps * (((p.g - cost) / p.eps).logsumexp(1) - math.log(50))
     last_g = -p.eps * (((p.f[:, None] - cost) / p.eps).logsumexp(0) - math.log(60))
@@ -367,7 +376,8 @@ def test_wrong_clouds_are_named_in_one_line(x, y, named):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"blur": 0.0}, {"blur": -1.0}, {"blur": math.nan}, {"scaling": 0.0}, {"scaling": 1.0}, {"diameter": -1.0}]
+    "wrong",
+    [{"blur": 0.0}, {"blur": -1.0}, {"blur": math.nan}, {"scaling": 0.0}, {"scaling": 1.0}, {"diameter": -1}],
 )
 def test_wrong_settings_are_named_in_one_line(wrong):
     ((name, value),) = wrong.items()

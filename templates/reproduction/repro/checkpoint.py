@@ -32,9 +32,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata=header)
-    _flush(partial)
+    flush(partial)
     os.replace(partial, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -84,7 +84,8 @@ def _unpack(node: dict, file) -> Any:
     raise ValueError(f"unknown kind {kind!r}")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until what was written to a file, or renamed in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

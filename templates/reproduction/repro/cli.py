@@ -17,7 +17,7 @@ from repro.config import load
 from repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED, BadInput, RunFailed
 from repro.method import Project, find_project
 from repro.report import VERDICTS, write_report
-from repro.run import execute, execute_many, plan, run_folder
+from repro.run import execute, execute_many, holds_run, plan, run_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if not options.resume and options.resume_phase is None:
         taken = [run_folder(options.runs, one.experiment, seed) for one in plans for seed in options.seeds]
-        taken = [str(folder) for folder in taken if folder.exists()]
+        taken = [str(folder) for folder in taken if holds_run(folder)]
         if taken:
             raise BadInput(f"{taken[0]}: found a run, expected none; continue with --resume or choose another folder with --runs")
     passed = [*(f"--set={override}" for override in overrides), "--device", options.device]
@@ -150,11 +150,13 @@ def _names(project: Project, patterns: list[str]) -> list[str]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    refusal = f"--device: found '{name}', expected cpu, cuda, cuda:N with N below {torch.cuda.device_count()}, or auto"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device: found '{name}', expected a device of this machine ({str(error).splitlines()[0]})") from None
+    except RuntimeError:
+        raise BadInput(refusal) from None
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= (torch.cuda.device_count() if device.type == "cuda" else 1):
+        raise BadInput(refusal)
     return device
 
 

@@ -150,7 +150,7 @@ def _override(data: dict, override: str) -> list[Change]:
     places = list(_places(data, pattern.split("."), ""))
     if not places:
         raise BadInput(f"--set {override}: found no field '{pattern}', expected one of this configuration{_hint(pattern, flatten(data))}")
-    changes = [Change(key, parent[name], value) for parent, name, key in places]
+    changes = [Change(key, parent[name], value) for parent, name, key in places if parent[name] != value]
     for parent, name, _ in places:
         parent[name] = value
     return changes

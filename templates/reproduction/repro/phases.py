@@ -79,11 +79,22 @@ def run_phase(
     `identity` is what must not change between start and resume (the resolved configuration); a state of another
     identity is refused with BadInput. Raises RunFailed when the loss stops being finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    finished, running = folder / "model.safetensors", folder / "running.safetensors"
-    if finished.exists():
-        return _load_finished(phase, finished, identity, device)
+    finished = folder / "model.safetensors"
+    if not finished.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # A function of its own, so that model, optimiser and graph are gone before the result is loaded.
+        _train(phase, folder, finished, identity, seed, device, pace)
+        phase.release()
+    # Here and not after training: a kill between the last save and these lines must not leave a pool behind.
+    (folder / "running.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return _load_finished(phase, finished, identity, device)
 
+
+def _train(phase: Phase, folder: Path, finished: Path, identity: dict, seed: int, device: torch.device, pace: Pace) -> None:
+    running = folder / "running.safetensors"
     _start_peak_memory(device)
     seed_global_generators(seed, phase.name, "initialise")
     model = phase.make_model().to(device)
@@ -94,6 +105,7 @@ def run_phase(
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         start, spent_s = state["steps_done"], state["wall_s"]
+        del state
     log = _Log(folder / "log.jsonl", start)
 
     began = time.perf_counter()
@@ -102,15 +114,9 @@ def run_phase(
     phase.prepare(seed, scratch)
     prepare_s = time.perf_counter() - began
 
-    def state(steps_done: int) -> dict[str, Any]:
+    def progress_so_far(steps_done: int) -> dict[str, Any]:
         wall_s = spent_s + time.perf_counter() - began
-        return {
-            "identity": digest(identity),
-            "steps_done": steps_done,
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "wall_s": wall_s,
-        }
+        return {"identity": digest(identity), "steps_done": steps_done, "model": model.state_dict(), "wall_s": wall_s}
 
     model.train()
     for step in progress(range(start, phase.iterations), phase.name, total=phase.iterations, initial=start):
@@ -125,22 +131,10 @@ def run_phase(
             log.write(steps_done, _finite(loss, phase, steps_done))
         if steps_done % pace.checkpoint_every == 0 and steps_done < phase.iterations:
             _finite(loss, phase, steps_done)
-            checkpoint.save(running, state(steps_done))
+            checkpoint.save(running, {**progress_so_far(steps_done), "optimiser": optimiser.state_dict()})
 
-    result = {
-        **state(phase.iterations),
-        "curve": log.curve,
-        "prepare_s": prepare_s,
-        "peak_device_bytes": _peak_memory(device),
-    }
-    del result["optimiser"]
-    checkpoint.save(finished, result)
-    running.unlink(missing_ok=True)
-    shutil.rmtree(scratch)
-    phase.release()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return _load_finished(phase, finished, identity, device)
+    cost = {"prepare_s": prepare_s, "peak_device_bytes": _peak_memory(device)}
+    checkpoint.save(finished, {**progress_so_far(phase.iterations), **cost, "curve": log.curve})
 
 
 def _load_finished(phase: Phase, path: Path, identity: dict, device: torch.device) -> PhaseResult:

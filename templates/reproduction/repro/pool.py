@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from repro.checkpoint import flush
+
 
 class Pool:
     """Named columns of equal length, e.g. x (capacity, d), v (capacity, d), t (capacity,)."""
@@ -51,15 +53,16 @@ class Pool:
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """n entries drawn uniformly with replacement, on the CPU. Raises ValueError until the pool is full."""
-        if self._filled != self._capacity:
-            raise ValueError(f"pool: found {self._filled} entries, expected all {self._capacity} before sampling")
+        self._require_full()
         index = torch.randint(self._capacity, (n,), generator=generator)
         return {name: column[index] for name, column in self._columns.items()}
 
     def save(self, path: Path) -> None:
-        """Writes a full pool in one atomic step."""
+        """Writes the pool in one atomic step. Raises ValueError until it is full."""
+        self._require_full()
         partial = path.with_name(path.name + ".partial")
         save_file(self._columns, partial)
+        flush(partial)
         os.replace(partial, path)
 
     @classmethod
@@ -73,3 +76,7 @@ class Pool:
         pool._columns = columns
         pool._capacity = pool._filled = len(next(iter(columns.values())))
         return pool
+
+    def _require_full(self) -> None:
+        if self._filled != self._capacity:
+            raise ValueError(f"pool: found {self._filled} entries, expected all {self._capacity}")

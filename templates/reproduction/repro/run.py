@@ -98,7 +98,8 @@ def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: boo
         evaluation = plan.project.method.evaluate(plan.config, models, seed, device)
     evaluation_s = time.perf_counter() - began
 
-    save_file({name: tensor.contiguous() for name, tensor in evaluation.tensors.items()}, folder / TENSORS)
+    # Clones, because safetensors refuses tensors that share memory, as a path and its last point may.
+    save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in evaluation.tensors.items()}, folder / TENSORS)
     record = {
         "experiment": plan.experiment,
         "seed": seed,
@@ -146,7 +147,16 @@ def execute_many(
 
     with ThreadPoolExecutor(jobs) as workers:
         outcomes: Iterator[str | None] = workers.map(one, tasks)
-        return [outcome for outcome in progress(outcomes, "runs", total=len(tasks)) if outcome]
+        try:
+            return [outcome for outcome in progress(outcomes, "runs", total=len(tasks)) if outcome]
+        except KeyboardInterrupt:
+            workers.shutdown(wait=False, cancel_futures=True)  # or the runs that still wait would start
+            raise
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in `folder`."""
+    return (folder / CONFIG).exists()
 
 
 def _identity(plan: Plan, seed: int) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, r
             needed = _phase_folder(folder, number, phase) / "model.safetensors"
             if not needed.exists():
                 raise BadInput(f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} ({phase.name}) to be finished")
-    if not (folder / CONFIG).exists():
+    if not holds_run(folder):
         return
     if not resume and resume_phase is None:
         raise BadInput(f"{folder}: found a run, expected none; continue it with --resume or choose another folder with --runs")
@@ -184,7 +194,8 @@ def _set_aside(folder: Path, phases: list[Phase], first: int) -> None:
     while (archive := folder / f"superseded-{number}").exists():
         number += 1
     old = [_phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first]
-    old = [path for path in [*old, folder / RECORD, folder / TENSORS] if path.exists()]
+    # The record goes first: as long as it is there, --resume takes the run for finished.
+    old = [path for path in [folder / RECORD, folder / TENSORS, *old] if path.exists()]
     if old:
         archive.mkdir()
         for path in old:

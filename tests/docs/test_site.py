@@ -1,0 +1,125 @@
+"""The built site: everything that a page asks for is there, and it asks no other host."""
+
+import os
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEMO_PAGE = "reference_impl/reports/demo/README.md"
+
+
+class Page(HTMLParser):
+    """What a page refers to, by kind: resources it loads, links it offers, anchors it has."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.resources, self.links, self.anchors = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if "id" in values:
+            self.anchors.add(values["id"])
+        if tag == "a" and values.get("href"):
+            self.links.append(values["href"])
+        if tag in ("script", "img") and values.get("src"):
+            self.resources.append(values["src"])
+        if tag == "link" and values.get("rel") in ("stylesheet", "icon") and values.get("href"):
+            self.resources.append(values["href"])
+
+
+def problems(site: Path) -> list[str]:
+    """Resources of another host, and resources, links or anchors that lead nowhere."""
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
+    found = []
+    for path, page in pages.items():
+        name = path.relative_to(site)
+        for reference in page.resources + page.links:
+            address = urlsplit(reference)
+            if address.scheme or address.netloc:
+                if reference in page.resources and address.scheme != "data":
+                    found.append(f"{name}: loads {reference} from another host")
+                continue
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_file():
+                found.append(f"{name}: {reference} leads nowhere")
+            elif address.fragment and target in pages and unquote(address.fragment) not in pages[target].anchors:
+                found.append(f"{name}: {reference} has no such anchor")
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built strictly from a copy of what git tracks, with the demo's page as `make site` leaves it."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, source / name)
+    (source / DEMO_PAGE).parent.mkdir(parents=True, exist_ok=True)
+    (source / DEMO_PAGE).write_text("# Your demo run\n\nNone yet.\n")
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True, text=True)
+    return out
+
+
+def test_nothing_on_the_site_leads_nowhere(site):
+    assert problems(site) == []
+
+
+def test_the_site_has_its_style_and_its_search(site):
+    assert list((site / "assets" / "stylesheets").glob("main.*.css"))
+    assert (site / "search" / "search_index.json").stat().st_size > 10_000
+
+
+def test_only_documents_are_published(site):
+    published = {path.suffix for path in site.rglob("*") if path.is_file()}
+    assert not published & {".py", ".yaml", ".toml", ".md"}
+
+
+def test_every_page_of_the_navigation_is_built(site):
+    def pages(node):
+        if isinstance(node, str):
+            yield node
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            yield from pages(child)
+
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    home = {"README.md": "index.html", "refs/index.md": "refs/index.html"}
+    for page in pages(navigation):
+        built = home.get(page) or (page[: -len("README.md")] + "index.html" if page.endswith("README.md") else page[:-3] + ".html")
+        assert (site / built).is_file(), page
+
+
+BROKEN = {
+    "a dead link": ('<a href="absent.html">x</a>', "absent.html leads nowhere"),
+    "a dead anchor": ('<a href="other.html#absent">x</a>', "other.html#absent has no such anchor"),
+    "a missing style sheet": ('<link rel="stylesheet" href="assets/main.css">', "assets/main.css leads nowhere"),
+    "a missing picture": ('<img src="figures/a.png">', "figures/a.png leads nowhere"),
+    "a script of another host": ('<script src="https://cdn.example/x.js"></script>', "from another host"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_check_finds(tmp_path, name):
+    html, expected = BROKEN[name]
+    (tmp_path / "other.html").write_text('<h1 id="here">x</h1>')
+    (tmp_path / "index.html").write_text(f'<a href="other.html#here">fine</a><a href="https://arxiv.org">fine</a>{html}')
+    (found,) = problems(tmp_path)
+    assert expected in found
+
+
+def test_the_check_is_silent_on_a_sound_page(tmp_path):
+    (tmp_path / "index.html").write_text('<h1 id="a">x</h1><a href="#a">x</a><a href="./">x</a><img src="data:image/png;base64,AA">')
+    assert problems(tmp_path) == []

@@ -1,0 +1,316 @@
+"""m04: no checkpoints.
+
+A run that is killed, anywhere, goes on from its last saved state and ends in the bits of one that was not: every weight, every loss, every
+metric. Only the steps after that state are done again. A test that only asks whether training went on would pass when nothing was restored.
+"""
+
+import json
+from dataclasses import dataclass
+from itertools import count
+
+import pytest
+import torch
+
+from nsgf import phases as methods
+from repro import checkpoint, phases, run
+from repro.errors import BadInput
+from repro.run import execute, plan, run_folder
+
+STEPS, SAVED_EVERY = 5, 2
+NAMES = ["velocity_field", "straight_flow", "time_predictor"]
+TINY = [
+    "phases.velocity_field_100=null",
+    "phases.ot_cfm=null",
+    f"phases.*.iterations={STEPS}",
+    "phases.*.batch_size=8",
+    "phases.*.network.width=8",
+    "phases.*.pool.batches=2",
+    "phases.*.pool.batch_size=8",
+    "pace.log_every=1",
+    f"pace.checkpoint_every={SAVED_EVERY}",
+    "evaluation.test_points=8",
+    "evaluation.path_points=2",
+    "evaluation.floor_draws=1",
+]
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it on the way."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When the process dies: in the given call of a function of the real code, whose arguments tell the phase."""
+
+    phase: str
+    step: int
+    """Of the phase, from 0. -1: while its pool is built."""
+    in_the_checkpoint: bool = False
+    """Only after the step, with the file of its state half written."""
+
+    @property
+    def saved(self) -> int:
+        """The steps that the last whole state holds."""
+        return max(0, self.step) // SAVED_EVERY * SAVED_EVERY
+
+
+MIDDLE = Kill("straight_flow", 3)
+KILLS = {
+    "in the middle of a phase": MIDDLE,
+    "before the first saved state": Kill("time_predictor", 1),
+    "between two phases": Kill("straight_flow", 0),
+    "while the pool is built": Kill("velocity_field", -1),
+    "while a state is written": Kill("straight_flow", 3, in_the_checkpoint=True),
+}
+
+
+def watch(patch, kill=None):
+    """The name of the phase of each step that is done from now on; the process dies as `kill` says."""
+    steps = []
+
+    def watched(real):
+        def loss(self, model, generator):
+            if kill and not kill.in_the_checkpoint and (self.name, steps.count(self.name)) == (kill.phase, kill.step):
+                raise Killed
+            steps.append(self.name)
+            return real(self, model, generator)
+
+        return loss
+
+    for kind in (methods.VelocityField, methods.StraightFlow, methods.TimePredictor):
+        patch.setattr(kind, "loss", watched(kind.loss))
+    if kill and kill.step < 0:
+        real_add = methods.Pool.add
+        rows_added = count()
+
+        def add(self, **rows):
+            if next(rows_added) == 12:
+                raise Killed
+            real_add(self, **rows)
+
+        patch.setattr(methods.Pool, "add", add)
+    if kill and kill.in_the_checkpoint:
+        real_flush = checkpoint.flush
+
+        def flush(path):
+            if path.is_file() and steps.count(kill.phase) == kill.step + 1:
+                path.write_bytes(path.read_bytes()[:100])
+                raise Killed
+            real_flush(path)
+
+        patch.setattr(checkpoint, "flush", flush)
+    return steps
+
+
+def execute_tiny(project, runs, kill=None, **options):
+    """Runs 2d-moons and returns the steps that were done, by phase."""
+    with pytest.MonkeyPatch.context() as patch:
+        steps = watch(patch, kill)
+        asked = {"resume": False, "resume_phase": None} | options
+        try:
+            execute(plan(project, "2d-moons", TINY), 0, runs, torch.device("cpu"), **asked)
+        except Killed:
+            assert kill
+        else:
+            assert not kill, f"the run was not killed at {kill}"
+    return {name: steps.count(name) for name in NAMES}
+
+
+def compare(found, expected):
+    """AssertionError unless both run folders hold the same weights, losses and metrics, bit for bit."""
+    for number, name in enumerate(NAMES, start=1):
+        one, other = (checkpoint.load(folder / f"{number}-{name}" / "model.safetensors") for folder in (found, expected))
+        same = all(torch.equal(one["model"][key], tensor) for key, tensor in other["model"].items())
+        assert same, f"{name}: the weights differ from those of an uninterrupted run"
+        assert one["curve"] == other["curve"], f"{name}: the losses differ from those of an uninterrupted run"
+        assert len(one["curve"]) == STEPS
+    one, other = (json.loads((folder / "record.json").read_text()) for folder in (found, expected))
+    assert one["metrics"] == other["metrics"] and one["curves"] == other["curves"], "the record differs from that of an uninterrupted run"
+
+
+def check(project, folder, kills=(MIDDLE,)):
+    execute_tiny(project, folder / "uninterrupted")
+    for number, kill in enumerate(kills):
+        runs = folder / str(number)
+        execute_tiny(project, runs, kill)
+        try:
+            steps = execute_tiny(project, runs, resume=True)
+        except BadInput as error:
+            raise AssertionError(f"the run cannot be resumed: {error}") from error
+        before = NAMES.index(kill.phase)
+        left = dict.fromkeys(NAMES, STEPS) | dict.fromkeys(NAMES[:before], 0) | {kill.phase: STEPS - kill.saved}
+        assert steps == left, f"killed in step {kill.step} of {kill.phase}: the resumed run did {steps} steps, left were {left}"
+        compare(run_folder(runs, "2d-moons", 0), run_folder(folder / "uninterrupted", "2d-moons", 0))
+
+
+def check_resume_phase(project, folder):
+    """Phase 2 and what follows is trained again, to the same bits; phase 1 is kept, and so is what was there before."""
+    execute_tiny(project, folder / "uninterrupted")
+    execute_tiny(project, folder / "again")
+    steps = execute_tiny(project, folder / "again", resume_phase=2)
+    again = dict.fromkeys(NAMES, STEPS) | {NAMES[0]: 0}
+    assert steps == again, f"--resume-phase 2 did {steps} steps, expected {again}"
+    found, expected = (run_folder(folder / runs, "2d-moons", 0) for runs in ("again", "uninterrupted"))
+    compare(found, expected)
+    kept = sorted(path.name for path in (found / "superseded-1").iterdir())
+    assert kept == ["2-straight_flow", "3-time_predictor", "record.json", "tensors.safetensors"]
+
+
+def plant_nothing_saved(monkeypatch):
+    """The states of a running phase are not written."""
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: None if path.name.startswith("running") else real(path, state))
+
+
+def change_saved(monkeypatch, change):
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: real(path, state | change(state) if path.name.startswith("running") else state))
+
+
+def plant_no_optimiser(monkeypatch):
+    """The moments of Adam are left out."""
+    change_saved(monkeypatch, lambda state: {"optimiser": state["optimiser"] | {"state": {}}})
+
+
+def plant_step_skipped(monkeypatch):
+    change_saved(monkeypatch, lambda state: {"steps_done": state["steps_done"] + 1})
+
+
+def plant_step_repeated(monkeypatch):
+    change_saved(monkeypatch, lambda state: {"steps_done": state["steps_done"] - 1})
+
+
+def plant_same_data_again(monkeypatch):
+    """The half-made resume: draws are counted from where the process began, so it trains on what it has already seen."""
+    real_seed, real_generator, counters = phases.seed_global_generators, phases.generator, {}
+
+    def seed(run_seed, name, what, *rest):
+        if what == "initialise":
+            counters[name] = count()
+        real_seed(run_seed, name, what, *rest)
+
+    monkeypatch.setattr(phases, "seed_global_generators", seed)
+    monkeypatch.setattr(phases, "generator", lambda seed, name, what, step: real_generator(seed, name, what, next(counters[name])))
+
+
+def plant_losses_lost(monkeypatch):
+    """The curve of a resumed run begins at the resume."""
+    real = phases._Log.__init__
+
+    def begin(self, path, start):
+        path.unlink(missing_ok=True)
+        real(self, path, start)
+
+    monkeypatch.setattr(phases._Log, "__init__", begin)
+
+
+def plant_written_in_place(monkeypatch):
+    """The new state is written over the old one."""
+    real = checkpoint.Path.with_name
+    monkeypatch.setattr(checkpoint.Path, "with_name", lambda self, name: self if name.endswith(".partial") else real(self, name))
+
+
+def plant_phase_not_started_over(monkeypatch):
+    monkeypatch.setattr(run, "_set_aside", lambda *_: None)
+
+
+def plant_everything_started_over(monkeypatch):
+    real = run._set_aside
+    monkeypatch.setattr(run, "_set_aside", lambda folder, phases, first: real(folder, phases, 1))
+
+
+def _innocent_saved_once_more(monkeypatch):
+    real = checkpoint.save
+
+    def save(path, state):
+        real(path, state)
+        real(path, checkpoint.load(path))
+
+    monkeypatch.setattr(checkpoint, "save", save)
+
+
+def _innocent_wall_time(monkeypatch):
+    change_saved(monkeypatch, lambda state: {"wall_s": state["wall_s"] + 100.0})
+
+
+innocent = [_innocent_saved_once_more, _innocent_wall_time]
+
+
+def test_holds_wherever_the_run_is_killed(project, tmp_path):
+    check(project, tmp_path, KILLS.values())
+
+
+def test_holds_for_resume_phase(project, tmp_path):
+    check_resume_phase(project, tmp_path)
+
+
+def test_resume_phase_needs_the_phases_before_it(project, tmp_path):
+    execute_tiny(project, tmp_path, Kill("velocity_field", 3))
+    with pytest.raises(BadInput, match=r"^--resume-phase 2: found no .*1-velocity_field/model.safetensors, expected phase 1 \(velocity_field\)"):
+        execute_tiny(project, tmp_path, resume_phase=2)
+    with pytest.raises(BadInput, match="^--resume-phase: found 4, expected one of: 1 velocity_field, 2 straight_flow, 3 time_predictor$"):
+        execute_tiny(project, tmp_path, resume_phase=4)
+
+
+def test_holds_when_killed_while_a_phase_is_set_aside(project, tmp_path):
+    execute_tiny(project, tmp_path / "uninterrupted")
+    execute_tiny(project, tmp_path / "again")
+    with pytest.MonkeyPatch.context() as patch:
+        real, moves = run.Path.rename, count()
+
+        def rename(self, target):
+            if next(moves) == 1:
+                raise Killed
+            return real(self, target)
+
+        patch.setattr(run.Path, "rename", rename)
+        with pytest.raises(Killed):
+            execute(plan(project, "2d-moons", TINY), 0, tmp_path / "again", torch.device("cpu"), resume=False, resume_phase=2)
+    execute_tiny(project, tmp_path / "again", resume=True)
+    compare(*(run_folder(tmp_path / runs, "2d-moons", 0) for runs in ("again", "uninterrupted")))
+
+
+def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+
+        def rmtree(*_, **__):
+            raise Killed
+
+        patch.setattr(phases.shutil, "rmtree", rmtree)
+        with pytest.raises(Killed):
+            execute(plan(project, "2d-moons", TINY), 0, tmp_path, torch.device("cpu"), resume=False, resume_phase=None)
+    execute_tiny(project, tmp_path, resume=True)
+    left = sorted(path.name for path in (run_folder(tmp_path, "2d-moons", 0) / "1-velocity_field").iterdir())
+    assert left == ["log.jsonl", "model.safetensors"]
+
+
+@pytest.mark.parametrize("variant", innocent)
+def test_silent_on(proof, project, tmp_path, variant):
+    proof.silent(lambda: check(project, tmp_path), variant)
+
+
+@pytest.mark.parametrize(
+    ("plant", "kill", "reason"),
+    [
+        (plant_nothing_saved, MIDDLE, "the resumed run did {'velocity_field': 0, 'straight_flow': 5, 'time_predictor': 5} steps, left were"),
+        (plant_step_skipped, MIDDLE, "the resumed run did {'velocity_field': 0, 'straight_flow': 2, 'time_predictor': 5} steps, left were"),
+        (plant_step_repeated, MIDDLE, "the resumed run did {'velocity_field': 0, 'straight_flow': 4, 'time_predictor': 5} steps, left were"),
+        (plant_no_optimiser, MIDDLE, "straight_flow: the weights differ from those of an uninterrupted run"),
+        (plant_same_data_again, MIDDLE, "straight_flow: the weights differ from those of an uninterrupted run"),
+        (plant_losses_lost, MIDDLE, "straight_flow: the losses differ from those of an uninterrupted run"),
+        (plant_written_in_place, KILLS["while a state is written"], "the run cannot be resumed: "),
+    ],
+)
+def test_catches(proof, project, tmp_path, plant, kill, reason):
+    proof.caught(lambda: check(project, tmp_path, [kill]), plant, reason)
+
+
+@pytest.mark.parametrize(
+    ("plant", "reason"),
+    [
+        (plant_phase_not_started_over, "--resume-phase 2 did {'velocity_field': 0, 'straight_flow': 0, 'time_predictor': 0} steps"),
+        (plant_everything_started_over, "--resume-phase 2 did {'velocity_field': 5, 'straight_flow': 5, 'time_predictor': 5} steps"),
+    ],
+)
+def test_catches_a_resume_phase_that(proof, project, tmp_path, plant, reason):
+    proof.caught(lambda: check_resume_phase(project, tmp_path), plant, reason)

@@ -1,0 +1,111 @@
+"""m08: memory guessed, with a formula nobody measured.
+
+The storages that a Sinkhorn velocity makes are counted. Both implementations hold a few N x D copies and a few N x N matrices at a time, far
+below what was believed, and none ever makes a tensor of N x N x D elements.
+"""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from nsgf import geomloss_velocity, sinkhorn
+from nsgf.config import Sinkhorn
+from nsgf.phases import make_velocity
+
+MNIST, CIFAR10, SMALL = (256, 784), (128, 3072), (64, 48)
+BELIEVED_MB = {MNIST: 200, CIFAR10: 600}  # one call of the library; a velocity makes two
+IMPLEMENTATIONS = ("closed_form", "geomloss_tensorized")
+FLOAT32 = 4
+
+
+def measure(storages, implementation, shape):
+    """The counted storages of one velocity. The points themselves are not counted."""
+    velocity = make_velocity(Sinkhorn(implementation=implementation, blur=0.5, scaling=0.5))
+    stream = torch.Generator().manual_seed(0)
+    x, y = torch.randn(shape, generator=stream), torch.randn(shape, generator=stream)
+    with storages() as counted:
+        velocity(x, y)
+    return counted
+
+
+def check(storages, implementation, shapes=(SMALL,)):
+    for shape in shapes:
+        n, d = shape
+        counted = measure(storages, implementation, shape)
+        elements = counted.largest / FLOAT32
+        assert elements <= max(n * d, n * n), f"{shape}: one tensor has {elements:.0f} elements, N x N x D are {n * n * d}"
+        limit = FLOAT32 * 6 * (n * d + n * n)
+        assert counted.peak <= limit, f"{shape}: {counted.peak} bytes are alive at once, expected at most 6 (N x D + N x N) floats, {limit}"
+
+
+def documented_mib():
+    """The measured column of LEARNING.md's table, by shape."""
+    text = (Path(__file__).parents[2] / "LEARNING.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- measured:sinkhorn -->\n(.*?)<!-- /measured:sinkhorn -->", text, re.DOTALL)[1]
+    rows = re.findall(r"^\| (\d+) × (\d+) \|.*?\| ([\d.]+) MiB", table, re.MULTILINE)
+    return {(int(n), int(d)): float(mib) for n, d, mib in rows}
+
+
+def plant_products_by_hand(monkeypatch):
+    """The inner products as the formula has them: N x D x N products, then a sum. The same numbers."""
+    monkeypatch.setattr(sinkhorn, "_product", lambda a, b: (a[:, :, None] * b[None]).sum(1))
+
+
+def plant_differences(monkeypatch):
+    """GeomLoss' cost through all differences x_i - y_j. The same numbers."""
+
+    def cost(x, y):
+        return (x[:, :, None] - y[:, None]).square().sum(-1) / 2
+
+    monkeypatch.setattr(geomloss_velocity, "SamplesLoss", partial(geomloss_velocity.SamplesLoss, cost=cost))
+
+
+def plant_every_matrix_kept(monkeypatch):
+    """Nothing larger than N x N, but the matrix of every iteration is kept, as a loop under autograd would."""
+    real, kept = torch.Tensor.logsumexp, []
+    monkeypatch.setattr(sinkhorn, "_is_eager_cpu", lambda x: False)  # the loop by log-sum-exp
+    monkeypatch.setattr(torch.Tensor, "logsumexp", lambda self, *rest: real(kept.append(self) or self, *rest))
+
+
+def _innocent_small_blocks(monkeypatch):
+    monkeypatch.setattr(sinkhorn, "BLOCK_BYTES", 2**10)
+
+
+def _innocent_log_sum_exp(monkeypatch):
+    monkeypatch.setattr(sinkhorn, "_is_eager_cpu", lambda x: False)
+
+
+innocent = [_innocent_small_blocks, _innocent_log_sum_exp]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_holds(storages, implementation):
+    check(storages, implementation, (SMALL, MNIST, CIFAR10))
+
+
+@pytest.mark.parametrize("shape", [MNIST, CIFAR10])
+def test_the_belief_is_far_off_and_the_document_is_not(storages, shape):
+    mib = measure(storages, "geomloss_tensorized", shape).peak / 2**20
+    assert mib < BELIEVED_MB[shape] / 20
+    n, d = shape
+    mib += 2 * n * d * FLOAT32 / 2**20  # the points x and y
+    assert 0.5 < documented_mib()[shape] / mib < 2, f"LEARNING.md says {documented_mib()[shape]} MiB, measured are {mib:.1f}"
+
+
+@pytest.mark.parametrize("variant", innocent)
+def test_silent_on(proof, storages, variant):
+    proof.silent(lambda: check(storages, "closed_form"), variant)
+
+
+@pytest.mark.parametrize(("implementation", "plant"), [("closed_form", plant_products_by_hand), ("geomloss_tensorized", plant_differences)])
+def test_catches_a_tensor_of_n_n_d_elements(proof, storages, implementation, plant):
+    reason = "(64, 48): one tensor has 196608 elements, N x N x D are 196608"
+    proof.caught(lambda: check(storages, implementation), plant, reason)
+
+
+def test_catches_matrices_that_are_kept(proof, storages):
+    reason = "bytes are alive at once, expected at most 6 (N x D + N x N) floats"
+    proof.caught(lambda: check(storages, "closed_form"), plant_every_matrix_kept, reason)

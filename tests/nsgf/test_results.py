@@ -1,0 +1,71 @@
+"""The committed results are what the kit makes of the committed records, on the page as in results.json."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from repro.method import find_project
+from repro.report import judge_all, read_records, write_report
+from repro.spec import load_spec
+
+PROJECT = find_project(Path(__file__).parent)
+RESULTS = json.loads((PROJECT.reports / "results.json").read_text())
+PAGE = (PROJECT.reports / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def rewritten(tmp_path_factory):
+    """The report made again from a copy of the committed records and figures, with no runs at hand."""
+    reports = tmp_path_factory.mktemp("reports") / "reports"
+    shutil.copytree(PROJECT.reports, reports, ignore=shutil.ignore_patterns("demo"))
+    title = re.search(r"^# (.*)$", PAGE, re.MULTILINE)[1]
+    write_report(PROJECT, reports / "no-runs", reports, title)
+    return reports
+
+
+@pytest.mark.parametrize("name", ["results.json", "README.md"])
+def test_the_committed_report_follows_from_the_committed_records(rewritten, name):
+    assert (rewritten / name).read_text() == (PROJECT.reports / name).read_text()
+
+
+def test_every_claim_of_the_spec_is_judged_with_its_origin():
+    spec = load_spec(PROJECT.spec)
+    assert [claim["id"] for claim in RESULTS["claims"]] == [claim.id for claim in spec.claims]
+    for claim in RESULTS["claims"]:
+        keys = {"id", "metric", "reported", "reproduced", "floor", "tolerance", "verdict", "commit", "config_hash", "machine", "seeds"}
+        assert keys <= claim.keys()
+        if claim["verdict"] != "could not run":
+            assert claim["commit"] and claim["config_hash"] and claim["machine"]
+            assert claim["reproduced"]["spread"] is not None and len(claim["reproduced"]["values"]) == len(claim["seeds"]) >= spec.seeds
+
+
+def test_no_claim_of_the_2d_experiments_is_left_undecided_for_want_of_a_run():
+    undecided = [claim["id"] for claim in RESULTS["claims"] if claim["experiment"].startswith("2d-") and claim["verdict"] == "could not run"]
+    assert not undecided
+
+
+def test_the_committed_runs_are_the_shipped_configurations_at_one_clean_commit():
+    records = read_records(PROJECT.reports / "records")
+    assert not [record["experiment"] for record in records if record["departures"]]
+    assert len({record["commit"] for record in records}) == 1
+    assert re.fullmatch(r"[0-9a-f]{40}", records[0]["commit"])
+
+
+def test_the_verdicts_on_the_page_are_those_of_the_results():
+    for claim in RESULTS["claims"]:
+        (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| **{claim['id']}** ")]
+        assert f"| {claim['verdict']} |" in row
+
+
+def test_every_picture_of_the_page_is_committed():
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGE)
+    assert len(pictures) >= 5
+    assert not [name for name in pictures if not (PROJECT.reports / name).is_file()]
+
+
+def test_judging_is_a_function_of_spec_and_records():
+    spec, records = load_spec(PROJECT.spec), read_records(PROJECT.reports / "records")
+    assert judge_all(spec, records) == judge_all(spec, records)
