@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -129,6 +130,11 @@ def _distance_by_steps(records: Sequence[dict]) -> plt.Figure:
             axis.plot(int(key.split(".")[1]), mean(values), "s", ms=6, color=COLOURS["nsgf"], label="NSGF, own field")
         axis.axhline(mean(metrics["floor.w2"] for metrics in own), color="0.5", ls="--", lw=1, label="floor")
         axis.set(title=experiment.removeprefix("2d-"), xlabel="Euler steps", xscale="log", yscale="log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_locator(FixedLocator(CURVE_STEPS))
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_formatter(FormatStrFormatter("%g"))
+            ticks.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both", lw=0.4)
     axes[0][0].set_ylabel("W2 to the test set")
     handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
