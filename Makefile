@@ -16,7 +16,7 @@ DEMO_SETTING := --train-iters 2000 \
 	--set phases.velocity_field_100.pool.batches=8 \
 	--set evaluation.floor_draws=1
 
-.PHONY: help setup demo test site serve reproduce-2d benchmark test-gpu
+.PHONY: help setup demo test lint site serve reproduce-2d benchmark test-gpu
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -42,6 +42,10 @@ demo: $(READY) ## a short run of every 2-D experiment, judged and shown on the b
 
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest -q
+
+lint: $(READY) ## format and lint, as the check does
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu

@@ -32,8 +32,12 @@ def evaluate(config: Config, models: Mapping[str, nn.Module], seed: int, device:
     plus_plus = _plus_plus(config, models, x_0)
 
     metrics: dict[str, float] = {}
-    for name, x in progress({**{name: path[-1] for name, path in paths.items()}, "nsgf_plus_plus": plus_plus.x}.items(), "evaluate"):
-        table_entry = name == "nsgf_plus_plus" or name.startswith("nsgf.") or int(name.split(".")[1]) in protocol.euler_steps
+    for name, x in progress(
+        {**{name: path[-1] for name, path in paths.items()}, "nsgf_plus_plus": plus_plus.x}.items(), "evaluate"
+    ):
+        table_entry = (
+            name == "nsgf_plus_plus" or name.startswith("nsgf.") or int(name.split(".")[1]) in protocol.euler_steps
+        )
         distances = _distances(x, test, protocol) if table_entry else transport_distances(x, test)
         metrics |= {f"{name}.{metric}": value for metric, value in distances.items()}
     metrics |= _floor(config, seed, device)
@@ -45,7 +49,11 @@ def evaluate(config: Config, models: Mapping[str, nn.Module], seed: int, device:
 
     tensors = {f"samples.{name}": path[-1] for name, path in paths.items()}
     tensors |= {f"path.{name}": path[:, : protocol.path_points] for name, path in paths.items()}
-    tensors |= {"samples.nsgf_plus_plus": plus_plus.x, "handover.x": plus_plus.x_handover, "handover.t": plus_plus.t_handover}
+    tensors |= {
+        "samples.nsgf_plus_plus": plus_plus.x,
+        "handover.x": plus_plus.x_handover,
+        "handover.t": plus_plus.t_handover,
+    }
     tensors |= {"test": test, "source": x_0}
     return Evaluation(metrics, {name: tensor.cpu() for name, tensor in tensors.items()})
 
@@ -56,10 +64,14 @@ def _paths(config: Config, models: Mapping[str, nn.Module], x_0: Tensor) -> dict
     fields = {name: phase for name, phase in fields.items() if phase is not None}
     paths = {}
     for name, phase in fields.items():
-        paths[f"nsgf.{phase.flow.steps}"] = sample.sinkhorn_flow(models[name], x_0, steps=phase.flow.steps, horizon=_horizon(phase))
+        paths[f"nsgf.{phase.flow.steps}"] = sample.sinkhorn_flow(
+            models[name], x_0, steps=phase.flow.steps, horizon=_horizon(phase)
+        )
     finest = max(fields, key=lambda name: fields[name].flow.steps)
     for steps in CURVE_STEPS:
-        paths[f"nsgf_resampled.{steps}"] = sample.sinkhorn_flow(models[finest], x_0, steps=steps, horizon=_horizon(fields[finest]))
+        paths[f"nsgf_resampled.{steps}"] = sample.sinkhorn_flow(
+            models[finest], x_0, steps=steps, horizon=_horizon(fields[finest])
+        )
         paths[f"fm.{steps}"] = sample.straight_flow(models["straight_flow"], x_0, steps=steps)
         if "ot_cfm" in models:
             paths[f"ot_cfm.{steps}"] = sample.straight_flow(models["ot_cfm"], x_0, steps=steps)

@@ -22,7 +22,13 @@ from repro.run import TENSORS, run_folder
 
 METHODS = {"nsgf": "NSGF", "fm": "FM", "ot_cfm": "OT-CFM"}
 READINGS = {"w2": "W2", "w2_squared": "W2²", "half_w2_squared": "½ W2²", "sinkhorn_divergence": "Sinkhorn divergence"}
-COLOURS = {"nsgf": "#0072b2", "nsgf_resampled": "#56b4e9", "fm": "#d55e00", "ot_cfm": "#009e73", "nsgf_plus_plus": "#cc79a7"}
+COLOURS = {
+    "nsgf": "#0072b2",
+    "nsgf_resampled": "#56b4e9",
+    "fm": "#d55e00",
+    "ot_cfm": "#009e73",
+    "nsgf_plus_plus": "#cc79a7",
+}
 EXTENT = 7.5
 DPI = 110
 
@@ -66,7 +72,9 @@ def _readings(judgements: Sequence[Judgement], records: Sequence[dict]) -> str:
         return ""
     header = " | ".join(READINGS.values())
     summary = [
-        f"| {METHODS[method]} | " + " | ".join(f"{math.exp(mean(ratios[method, reading])):.2f}" for reading in READINGS) + " |"
+        f"| {METHODS[method]} | "
+        + " | ".join(f"{math.exp(mean(ratios[method, reading])):.2f}" for reading in READINGS)
+        + " |"
         for method in METHODS
         if ratios[method, "w2"]
     ]
@@ -97,9 +105,13 @@ def _plus_plus(records: Sequence[dict]) -> str:
     for experiment, own in _by_experiment(records).items():
         w2 = [metrics["nsgf_plus_plus.w2"] for metrics in own]
         nfe = [metrics["nsgf_plus_plus.nfe"] for metrics in own]
-        time, std = (mean(metrics[f"nsgf_plus_plus.handover_time.{kind}"] for metrics in own) for kind in ("mean", "std"))
+        time, std = (
+            mean(metrics[f"nsgf_plus_plus.handover_time.{kind}"] for metrics in own) for kind in ("mean", "std")
+        )
         floor = mean(metrics["floor.w2"] for metrics in own)
-        lines.append(f"| {experiment.removeprefix('2d-')} | {_show(w2)} ({floor:.3g}) | {_show(nfe)} | {time:.2f} ± {std:.2f} over the samples |")
+        lines.append(
+            f"| {experiment.removeprefix('2d-')} | {_show(w2)} ({floor:.3g}) | {_show(nfe)} | {time:.2f} ± {std:.2f} over the samples |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -113,7 +125,9 @@ def _gallery(folder: Path) -> str:
         "loss-curves.png": ("Loss curves", "Loss of each phase, running median over eleven logged steps, one line per seed."),
     }  # fmt: skip
     present = {name: text for name, text in pictures.items() if (folder / name).exists()}
-    return "## Figures\n\n" + "\n".join(f"### {title}\n\n![{title}](figures/{name})\n\n{caption}\n" for name, (title, caption) in present.items())
+    return "## Figures\n\n" + "\n".join(
+        f"### {title}\n\n![{title}](figures/{name})\n\n{caption}\n" for name, (title, caption) in present.items()
+    )
 
 
 def _distance_by_steps(records: Sequence[dict]) -> plt.Figure:
@@ -124,7 +138,9 @@ def _distance_by_steps(records: Sequence[dict]) -> plt.Figure:
             steps = [k for k in CURVE_STEPS if f"{method}.{k}.w2" in own[0]]
             values = [[metrics[f"{method}.{k}.w2"] for metrics in own] for k in steps]
             axis.plot(steps, [mean(v) for v in values], "o-", ms=3, color=COLOURS[method], label=label)
-            axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=COLOURS[method], alpha=0.2, lw=0)
+            axis.fill_between(
+                steps, [min(v) for v in values], [max(v) for v in values], color=COLOURS[method], alpha=0.2, lw=0
+            )
         for key in sorted(key for key in own[0] if key.startswith("nsgf.") and key.endswith(".w2")):
             values = [metrics[key] for metrics in own]
             axis.plot(int(key.split(".")[1]), mean(values), "s", ms=6, color=COLOURS["nsgf"], label="NSGF, own field")
@@ -138,7 +154,9 @@ def _distance_by_steps(records: Sequence[dict]) -> plt.Figure:
         axis.grid(alpha=0.3, which="both", lw=0.4)
     axes[0][0].set_ylabel("W2 to the test set")
     handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if axes.size > 2 else 2, frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=5 if axes.size > 2 else 2, frameon=False
+    )
     return figure
 
 
@@ -151,19 +169,31 @@ def _loss_curves(records: Sequence[dict]) -> plt.Figure:
         for record in records:
             steps, losses = zip(*record["curves"].get(phase, [(1, math.nan)]), strict=True)
             colour = colours[experiments.index(record["experiment"])]
-            axis.plot(steps, _running_median(losses), color=colour, lw=0.8, label=record["experiment"].removeprefix("2d-"))
+            axis.plot(
+                steps, _running_median(losses), color=colour, lw=0.8, label=record["experiment"].removeprefix("2d-")
+            )
         axis.set(title=phase, xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both", lw=0.4)
     axes[0][0].set_ylabel("loss")
     handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if axes.size > 2 else 2, frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=5 if axes.size > 2 else 2, frameon=False
+    )
     return figure
 
 
 def _particle_paths(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
-    names = {"nsgf.10": "NSGF, 10 steps", "fm.10": "FM, 10 steps", "ot_cfm.10": "OT-CFM, 10 steps", "nsgf.100": "NSGF, 100 steps", "fm.100": "FM, 100 steps"}
+    names = {
+        "nsgf.10": "NSGF, 10 steps",
+        "fm.10": "FM, 10 steps",
+        "ot_cfm.10": "OT-CFM, 10 steps",
+        "nsgf.100": "NSGF, 100 steps",
+        "fm.100": "FM, 100 steps",
+    }
     figure, axes = _grid(tensors, names, "path")
-    for (row, name), (column, run) in ((r, c) for r in enumerate(_drawn(tensors, names, "path")) for c in enumerate(tensors.values())):
+    for (row, name), (column, run) in (
+        (r, c) for r in enumerate(_drawn(tensors, names, "path")) for c in enumerate(tensors.values())
+    ):
         axis, path = axes[row][column], run[f"path.{name}"]
         colours = plt.get_cmap("coolwarm")([k / max(len(path) - 2, 1) for k in range(len(path) - 1)])
         for k in range(len(path) - 1):
@@ -174,9 +204,17 @@ def _particle_paths(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
 
 
 def _samples(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
-    names = {"nsgf.10": "NSGF, 10 steps", "nsgf.100": "NSGF, 100 steps", "fm.10": "FM, 10 steps", "ot_cfm.10": "OT-CFM, 10 steps", "nsgf_plus_plus": "NSGF++"}
+    names = {
+        "nsgf.10": "NSGF, 10 steps",
+        "nsgf.100": "NSGF, 100 steps",
+        "fm.10": "FM, 10 steps",
+        "ot_cfm.10": "OT-CFM, 10 steps",
+        "nsgf_plus_plus": "NSGF++",
+    }
     figure, axes = _grid(tensors, names, "samples")
-    for (row, name), (column, run) in ((r, c) for r in enumerate(_drawn(tensors, names, "samples")) for c in enumerate(tensors.values())):
+    for (row, name), (column, run) in (
+        (r, c) for r in enumerate(_drawn(tensors, names, "samples")) for c in enumerate(tensors.values())
+    ):
         axis = axes[row][column]
         axis.plot(*run["test"].T.numpy(), ".", color="0.75", ms=2)
         axis.plot(*run[f"samples.{name}"].T.numpy(), ".", color=COLOURS[name.split(".")[0]], ms=1.5)
@@ -194,7 +232,9 @@ def _handover(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
 
 def _grid(tensors: dict, names: dict[str, str], kind: str):
     rows = _drawn(tensors, names, kind)
-    figure, axes = plt.subplots(len(rows), len(tensors), figsize=(2.6 * len(tensors), 2.6 * len(rows)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(rows), len(tensors), figsize=(2.6 * len(tensors), 2.6 * len(rows)), squeeze=False, layout="constrained"
+    )
     for row, name in enumerate(rows):
         axes[row][0].set_ylabel(names[name])
     for column, experiment in enumerate(tensors):

@@ -35,9 +35,7 @@ def velocity(x: Tensor, y: Tensor, *, blur: float, scaling: float, backend: str)
         raise RuntimeError('backend "online" compiles at first use: install g++ or set CXX to a C++ compiler')
     if bounding_diameter(x, x) == 0:
         raise ValueError("all particles coincide: GeomLoss cannot anneal from diameter 0; nsgf.sinkhorn can")
-    loss = SamplesLoss(
-        "sinkhorn", p=2, blur=blur, scaling=scaling, debias=False, potentials=True, backend=backend
-    )
+    loss = SamplesLoss("sinkhorn", p=2, blur=blur, scaling=scaling, debias=False, potentials=True, backend=backend)
     # GeomLoss leaves gradients switched on; the context gives the caller's setting back.
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         particles = x.detach().requires_grad_()

@@ -13,7 +13,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from nsgf import data, geomloss_velocity, sinkhorn
-from nsgf.config import Config, Data, Network, Sinkhorn, StraightFlowPhase, TimePredictorPhase, Training, VelocityFieldPhase
+from nsgf.config import (
+    Config,
+    Data,
+    Network,
+    Sinkhorn,
+    StraightFlowPhase,
+    TimePredictorPhase,
+    Training,
+    VelocityFieldPhase,
+)
 from nsgf.flow import Velocity, euler_flow
 from nsgf.networks import TimeMLP, TimePredictorMLP
 from repro.phases import Phase
@@ -32,7 +41,9 @@ def make_phases(config: Config, device: torch.device) -> list[Phase]:
         TimePredictor("time_predictor", config.phases.time_predictor, config.data, device),
     ]
     if config.phases.velocity_field_100 is not None:
-        phases.append(VelocityField("velocity_field_100", config.phases.velocity_field_100, config.data, config.sinkhorn, device))
+        phases.append(
+            VelocityField("velocity_field_100", config.phases.velocity_field_100, config.data, config.sinkhorn, device)
+        )
     if config.phases.ot_cfm is not None:
         phases.append(StraightFlow("ot_cfm", config.phases.ot_cfm, config.data, device))
     return phases
@@ -73,7 +84,9 @@ class NSGFPhase(Phase):
 class VelocityField(NSGFPhase):
     """Phase 1: regression of v_theta on the velocities of a pool of minibatch Sinkhorn flows (Algorithm 1, page 5)."""
 
-    def __init__(self, name: str, config: VelocityFieldPhase, laws: Data, sinkhorn_config: Sinkhorn, device: torch.device):
+    def __init__(
+        self, name: str, config: VelocityFieldPhase, laws: Data, sinkhorn_config: Sinkhorn, device: torch.device
+    ):
         super().__init__(name, config, laws, device)
         self.velocity = make_velocity(sinkhorn_config)
         self.pool: Pool | None = None
@@ -98,7 +111,9 @@ class VelocityField(NSGFPhase):
         return pool
 
     def loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        batch = {name: column.to(self.device) for name, column in self.pool.sample(self.config.batch_size, generator).items()}
+        batch = {
+            name: column.to(self.device) for name, column in self.pool.sample(self.config.batch_size, generator).items()
+        }
         return nn.functional.mse_loss(model(batch["x_t"], batch["t"]), batch["v_t"])
 
     def release(self) -> None:

@@ -101,9 +101,7 @@ def check_clouds(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"y has shape {tuple(y.shape)}, expected (points, {x.shape[1]}) as x has")
 
 
-def potentials(
-    x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: float | None = None
-) -> Potentials:
+def potentials(x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: float | None = None) -> Potentials:
     """Fixed point of eq. 18 approached by GeomLoss' loop: eps annealed, f and g updated at once and averaged.
 
     x: (n, d), y: (m, d), same dtype (float32 or float64) and device; `y is x` selects the cheaper symmetric

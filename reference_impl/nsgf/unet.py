@@ -98,13 +98,17 @@ class UNet(nn.Module):
                 self.up[f"upsample_{level}"] = Upsample(current)
         skips.close()
 
-        self.out = nn.Sequential(nn.GroupNorm(groups, current), nn.SiLU(), zeroed(nn.Conv2d(current, image_channels, 3, padding=1)))
+        self.out = nn.Sequential(
+            nn.GroupNorm(groups, current), nn.SiLU(), zeroed(nn.Conv2d(current, image_channels, 3, padding=1))
+        )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         expected = (self.image_channels, self.image_size, self.image_size)
         if x.ndim != 4 or x.shape[1:] != expected or t.shape != x.shape[:1]:
             sizes = ", ".join(map(str, expected))
-            raise ValueError(f"velocity field: found x {tuple(x.shape)} and t {tuple(t.shape)}, expected (n, {sizes}) and (n,)")
+            raise ValueError(
+                f"velocity field: found x {tuple(x.shape)} and t {tuple(t.shape)}, expected (n, {sizes}) and (n,)"
+            )
         e = self.time(embed_time(t.to(x.dtype), self.channels))
         h = self.stem(x)
         skips = [h]
@@ -196,13 +200,17 @@ class SkipRecord:
         """The channels of the latest push that is not yet popped. ValueError when there is none."""
         self.popped += 1
         if not self.channels:
-            raise ValueError(f"skip connections: found {self.popped} pops for {self.pushed} pushes, expected equal numbers")
+            raise ValueError(
+                f"skip connections: found {self.popped} pops for {self.pushed} pushes, expected equal numbers"
+            )
         return self.channels.pop()
 
     def close(self) -> None:
         """ValueError when a push is left over."""
         if self.channels:
-            raise ValueError(f"skip connections: found {self.popped} pops for {self.pushed} pushes, expected equal numbers")
+            raise ValueError(
+                f"skip connections: found {self.popped} pops for {self.pushed} pushes, expected equal numbers"
+            )
 
 
 def embed_time(t: Tensor, size: int) -> Tensor:
@@ -216,15 +224,23 @@ def embed_time(t: Tensor, size: int) -> Tensor:
 def check_sizes(image_size: int, channels: int, blocks: int, widths: Sequence[int], groups: int) -> None:
     """ValueError for sizes that a UNet cannot have. widths: the channels of each level."""
     if blocks < 1 or not widths or groups < 1:
-        raise ValueError(f"UNet: found {blocks} blocks, {len(widths)} levels and {groups} groups, expected one or more of each")
+        raise ValueError(
+            f"UNet: found {blocks} blocks, {len(widths)} levels and {groups} groups, expected one or more of each"
+        )
     if channels < 2 or channels % 2:
-        raise ValueError(f"UNet: found {channels} channels, expected an even number (the time embedding is half cosines, half sines)")
+        raise ValueError(
+            f"UNet: found {channels} channels, expected an even number (the time embedding is half cosines, half sines)"
+        )
     downsampling = 2 ** (len(widths) - 1)
     if image_size < 1 or image_size % downsampling:
-        raise ValueError(f"UNet: found image size {image_size}, expected a multiple of {downsampling} ({len(widths)} levels)")
+        raise ValueError(
+            f"UNet: found image size {image_size}, expected a multiple of {downsampling} ({len(widths)} levels)"
+        )
     for level, width in enumerate(widths):
         if width < 1 or width % groups:
-            raise ValueError(f"UNet: found {width} channels at level {level}, expected a multiple of the {groups} groups of group norm")
+            raise ValueError(
+                f"UNet: found {width} channels at level {level}, expected a multiple of the {groups} groups of group norm"
+            )
 
 
 def attention_levels(image_size: int, levels: int, resolutions: Sequence[int]) -> frozenset[int]:

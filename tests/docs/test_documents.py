@@ -26,10 +26,26 @@ from repro.config import flatten, read_yaml
 ROOT = Path(__file__).parents[2]
 REFS = sorted((ROOT / "refs").glob("*.md"))
 WITH_CODE = [ROOT / "SKILL.md", ROOT / "LEARNING.md", ROOT / "README.md", *REFS]
-LINKED = [*WITH_CODE, ROOT / "TODO.md", *(p for p in [ROOT / "reference_impl/README.md", ROOT / "reference_impl/reports/README.md"] if p.exists())]
+LINKED = [
+    *WITH_CODE,
+    ROOT / "TODO.md",
+    *(p for p in [ROOT / "reference_impl/README.md", ROOT / "reference_impl/reports/README.md"] if p.exists()),
+]
 MADE_BY_THE_READER = "reference_impl/reports/demo/"
 
-FIELDS = ("Severity", "What", "Symptom", "Impact", "Root cause", "Prevention", "Fix", "Rule", "Principle", "Evidence", "Test")
+FIELDS = (
+    "Severity",
+    "What",
+    "Symptom",
+    "Impact",
+    "Root cause",
+    "Prevention",
+    "Fix",
+    "Rule",
+    "Principle",
+    "Evidence",
+    "Test",
+)
 LABELS = ("Field notes", "Measured here", "Dossier", "Paper", "Cited", "Authors' code")
 TOKENS_PER_WORD = 1.35  # a proxy: no tokeniser is needed, and English Markdown lies near it
 
@@ -101,7 +117,13 @@ def make_targets(makefile: str) -> set[str]:
 
 
 def unknown_make_targets(text: str, targets: Collection[str]) -> list[str]:
-    named = [word for words in commands(text) if words[0] == "make" for word in words[1:] if "=" not in word and not word.startswith("-")]
+    named = [
+        word
+        for words in commands(text)
+        if words[0] == "make"
+        for word in words[1:]
+        if "=" not in word and not word.startswith("-")
+    ]
     return [f"make {name}: no such target" for name in named if name not in targets]
 
 
@@ -118,7 +140,11 @@ def unknown_repro_commands(text: str, help_of: Callable[[str], str | None]) -> l
             problems.append(f"repro {words[1]}: no such command")
             continue
         options = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
-        problems += [f"repro {words[1]} {option}: no such option" for option in options if not re.search(rf"{option}\b(?!-)", known)]
+        problems += [
+            f"repro {words[1]} {option}: no such option"
+            for option in options
+            if not re.search(rf"{option}\b(?!-)", known)
+        ]
     return problems
 
 
@@ -176,7 +202,10 @@ def missing_paths(text: str, exists: Callable[[str], bool]) -> list[str]:
 def sections(text: str, letter: str) -> list[tuple[str, str, str]]:
     """(number, title, body) of every heading with an id such as {#m01}."""
     found = re.findall(rf"^### ({letter}\d\d) (.+?) \{{#(\w+)\}}\n(.*?)(?=^###? |\Z)", text, re.MULTILINE | re.DOTALL)
-    return [(number if number == identifier else f"{number} with id {identifier}", title, body) for number, title, identifier, body in found]
+    return [
+        (number if number == identifier else f"{number} with id {identifier}", title, body)
+        for number, title, identifier, body in found
+    ]
 
 
 def catalogue_problems(text: str, test_files: Collection[str]) -> list[str]:
@@ -184,8 +213,12 @@ def catalogue_problems(text: str, test_files: Collection[str]) -> list[str]:
     problems = []
     entries, principles = sections(text, "m"), {number: body for number, _, body in sections(text, "p")}
     numbers = [number for number, _, _ in entries]
-    if numbers != [f"m{n:02}" for n in range(1, len(entries) + 1)] or len(re.findall(r"^### m\d", text, re.MULTILINE)) != len(entries):
-        problems.append(f"entries: found {', '.join(numbers)}, expected m01, m02, ... each with its id, none left out or used twice")
+    if numbers != [f"m{n:02}" for n in range(1, len(entries) + 1)] or len(
+        re.findall(r"^### m\d", text, re.MULTILINE)
+    ) != len(entries):
+        problems.append(
+            f"entries: found {', '.join(numbers)}, expected m01, m02, ... each with its id, none left out or used twice"
+        )
     tested = set()
     for number, _, body in entries:
         fields = dict(re.findall(r"^- \*\*([^*]+)\*\*: *(.*)$", body, re.MULTILINE))
@@ -205,7 +238,9 @@ def catalogue_problems(text: str, test_files: Collection[str]) -> list[str]:
             problems.append(f"{number}: the evidence has no label")
         files = re.findall(r"`(tests/mistakes/[^`]+)`", fields["Test"])
         tested |= set(files)
-        if not files or any(file not in test_files or not file.startswith(f"tests/mistakes/test_{number}_") for file in files):
+        if not files or any(
+            file not in test_files or not file.startswith(f"tests/mistakes/test_{number}_") for file in files
+        ):
             problems.append(f"{number}: no test file of that name: {', '.join(files) or 'none named'}")
     problems += [f"{file}: no entry in LEARNING.md" for file in sorted(set(test_files) - tested)]
     for number, body in principles.items():
@@ -265,7 +300,11 @@ def navigation_problems(configuration: str, pages: Collection[str]) -> list[str]
                 yield from leaves(child)
 
     named = [name for name in leaves(yaml.safe_load(configuration)["nav"]) if not name.startswith(MADE_BY_THE_READER)]
-    return [f"{name}: {named.count(name)} times in the navigation" for name in sorted({*named, *pages}) if named.count(name) != 1 or name not in pages]
+    return [
+        f"{name}: {named.count(name)} times in the navigation"
+        for name in sorted({*named, *pages})
+        if named.count(name) != 1 or name not in pages
+    ]
 
 
 def unknown_settings(text: str, keys: Mapping[str, object]) -> list[str]:
@@ -286,7 +325,9 @@ def read_repository(path: str) -> str | None:
 
 @cache
 def repro_help(command: str) -> str | None:
-    done = subprocess.run([sys.executable, "-m", "repro", command, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "repro", command, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     return done.stdout if done.returncode == 0 else None
 
 
@@ -309,7 +350,11 @@ def test_commands_exist(page):
 @pytest.mark.parametrize("page", LINKED, ids=relative)
 def test_links_and_paths_resolve(page):
     text = page.read_text(encoding="utf-8")
-    assert broken_links(text, relative(page), read_repository) + missing_paths(text, lambda path: any(ROOT.glob(path.rstrip("/")))) == []
+    assert (
+        broken_links(text, relative(page), read_repository)
+        + missing_paths(text, lambda path: any(ROOT.glob(path.rstrip("/"))))
+        == []
+    )
 
 
 def test_catalogue_is_complete():
@@ -321,8 +366,20 @@ def test_skill_is_valid():
 
 
 def test_every_page_is_in_the_navigation():
-    pages = {"README.md", "SKILL.md", "LEARNING.md", "TODO.md", "reference_impl/README.md", "reference_impl/reports/README.md"}
-    assert navigation_problems((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), pages | {relative(page) for page in REFS}) == []
+    pages = {
+        "README.md",
+        "SKILL.md",
+        "LEARNING.md",
+        "TODO.md",
+        "reference_impl/README.md",
+        "reference_impl/reports/README.md",
+    }
+    assert (
+        navigation_problems(
+            (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), pages | {relative(page) for page in REFS}
+        )
+        == []
+    )
 
 
 def test_every_reference_page_says_when_to_read_it():
@@ -346,7 +403,10 @@ def block(language: str, *lines: str) -> str:
 
 def test_a_failing_block_is_reported_with_its_line_and_the_others_still_run(tmp_path):
     text = block("python", "x = 1", "assert x == 2, 'planted'") + block("python", "y = 1") + block("python", "print(y)")
-    assert failing_python(text, tmp_path) == ["line 5: AssertionError: planted", "line 15: NameError: name 'y' is not defined"]
+    assert failing_python(text, tmp_path) == [
+        "line 5: AssertionError: planted",
+        "line 15: NameError: name 'y' is not defined",
+    ]
 
 
 def test_a_block_that_ends_the_process_is_reported(tmp_path):
@@ -409,13 +469,18 @@ def test_broken_links(text, problem):
 
 
 def test_links_are_resolved_from_the_folder_of_their_page():
-    assert broken_links("[a](../SKILL.md) [b](SKILL.md)", "refs/x.md", {"SKILL.md": ""}.get) == ["refs/x.md: SKILL.md: no such file"]
+    assert broken_links("[a](../SKILL.md) [b](SKILL.md)", "refs/x.md", {"SKILL.md": ""}.get) == [
+        "refs/x.md: SKILL.md: no such file"
+    ]
 
 
 def test_missing_paths():
     there = {"templates/reproduction/repro/pool.py", "tests/x.py"}
     assert missing_paths("`repro/pool.py` `tests/x.py` `tests/mistakes/test_mNN_x.py`", there.__contains__) == []
-    assert missing_paths("`repro/memory.py` `tests/y.py`", there.__contains__) == ["repro/memory.py: no such file", "tests/y.py: no such file"]
+    assert missing_paths("`repro/memory.py` `tests/y.py`", there.__contains__) == [
+        "repro/memory.py: no such file",
+        "tests/y.py: no such file",
+    ]
 
 
 ENTRY = {
@@ -425,7 +490,9 @@ ENTRY = {
 MARKS = "<!-- measured:sinkhorn -->\n<!-- /measured:sinkhorn -->\n"
 
 
-def catalogue(marks: str = MARKS, heading: str = "m01 It broke {#m01}", traces: str = "[m01](#m01)", **changes: str) -> str:
+def catalogue(
+    marks: str = MARKS, heading: str = "m01 It broke {#m01}", traces: str = "[m01](#m01)", **changes: str
+) -> str:
     fields = {**ENTRY, **{name.replace("_", " "): value for name, value in changes.items()}}
     lines = "\n".join(f"- **{name}**: {value}" for name, value in fields.items())
     return f"## Mistakes\n\n### {heading}\n\n{lines}\n\n## Principles\n\n### p01 Test {{#p01}}\n\nFrom {traces}.\n\n{marks}"
@@ -456,7 +523,9 @@ def test_a_complete_catalogue_passes():
     ],
 )
 def test_catalogue_problems(changes, problem):
-    assert any(line.startswith(problem) for line in catalogue_problems(catalogue(**changes), ["tests/mistakes/test_m01_x.py"]))
+    assert any(
+        line.startswith(problem) for line in catalogue_problems(catalogue(**changes), ["tests/mistakes/test_m01_x.py"])
+    )
 
 
 def test_a_test_without_an_entry_is_reported():
@@ -464,7 +533,7 @@ def test_a_test_without_an_entry_is_reported():
     assert catalogue_problems(catalogue(), files) == ["tests/mistakes/test_m02_x.py: no entry in LEARNING.md"]
 
 
-SKILL = "---\nname: paper-reproduction\ndescription: Implement a paper from scratch.\nlicense: MIT\nmetadata:\n  version: \"1\"\n---\nBody.\n"
+SKILL = '---\nname: paper-reproduction\ndescription: Implement a paper from scratch.\nlicense: MIT\nmetadata:\n  version: "1"\n---\nBody.\n'
 
 
 def test_a_valid_skill_passes():
@@ -478,11 +547,15 @@ def test_a_valid_skill_passes():
         ("paper-reproduction", "Paper_Reproduction", "name: found"),
         ("license: MIT", "version: 1", "keys that are not allowed: version"),
         ("from scratch.", "x" * 1024, "description: 10"),
-        ("Implement a paper", "Everything you need to know" + " " * 130 + "implement a paper", "the first 150 characters"),
+        (
+            "Implement a paper",
+            "Everything you need to know" + " " * 130 + "implement a paper",
+            "the first 150 characters",
+        ),
         ("from scratch", "<b>", "angle brackets"),
         ("from scratch.", "rules --- and more", "'---' cuts"),
-        ("metadata:\n  version: \"1\"", "metadata: {a: b}", "flow style"),
-        ("\"1\"", "1", "metadata: values must be text"),
+        ('metadata:\n  version: "1"', "metadata: {a: b}", "flow style"),
+        ('"1"', "1", "metadata: values must be text"),
         ("from scratch.", "now: later", "front matter:"),
         ("license: MIT", "compatibility: " + "x" * 501, "compatibility: more than 500"),
         ("Body.", "word " * 1900, "body: about 2565 tokens"),
@@ -497,8 +570,12 @@ def test_navigation_problems():
     assert navigation_problems(text, {"a.md", "b.md"}) == []
     assert navigation_problems(text, {"a.md", "b.md", "c.md"}) == ["c.md: 0 times in the navigation"]
     assert navigation_problems(text, {"a.md"}) == ["b.md: 1 times in the navigation"]
-    assert navigation_problems(text.replace("Home: a.md", "Home: b.md"), {"b.md"}) == ["b.md: 2 times in the navigation"]
+    assert navigation_problems(text.replace("Home: a.md", "Home: b.md"), {"b.md"}) == [
+        "b.md: 2 times in the navigation"
+    ]
 
 
 def test_unknown_settings():
-    assert unknown_settings("`sinkhorn.blur` `phases.py` `phases.x.y`", {"sinkhorn.blur": None}) == ["phases.x.y: no configuration has this key"]
+    assert unknown_settings("`sinkhorn.blur` `phases.py` `phases.x.y`", {"sinkhorn.blur": None}) == [
+        "phases.x.y: no configuration has this key"
+    ]

@@ -61,7 +61,9 @@ def problems(site: Path) -> list[str]:
 def site(tmp_path_factory):
     """The site, built strictly from a copy of what git tracks, with the demo's page as `make site` leaves it."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,9 @@ def test_every_page_of_the_navigation_is_built(site):
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     home = {"README.md": "index.html", "refs/index.md": "refs/index.html"}
     for page in pages(navigation):
-        built = home.get(page) or (page[: -len("README.md")] + "index.html" if page.endswith("README.md") else page[:-3] + ".html")
+        built = home.get(page) or (
+            page[: -len("README.md")] + "index.html" if page.endswith("README.md") else page[:-3] + ".html"
+        )
         assert (site / built).is_file(), page
 
 
@@ -115,11 +119,15 @@ BROKEN = {
 def test_the_check_finds(tmp_path, name):
     html, expected = BROKEN[name]
     (tmp_path / "other.html").write_text('<h1 id="here">x</h1>')
-    (tmp_path / "index.html").write_text(f'<a href="other.html#here">fine</a><a href="https://arxiv.org">fine</a>{html}')
+    (tmp_path / "index.html").write_text(
+        f'<a href="other.html#here">fine</a><a href="https://arxiv.org">fine</a>{html}'
+    )
     (found,) = problems(tmp_path)
     assert expected in found
 
 
 def test_the_check_is_silent_on_a_sound_page(tmp_path):
-    (tmp_path / "index.html").write_text('<h1 id="a">x</h1><a href="#a">x</a><a href="./">x</a><img src="data:image/png;base64,AA">')
+    (tmp_path / "index.html").write_text(
+        '<h1 id="a">x</h1><a href="#a">x</a><a href="./">x</a><img src="data:image/png;base64,AA">'
+    )
     assert problems(tmp_path) == []

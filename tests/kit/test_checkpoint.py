@@ -14,7 +14,11 @@ from repro.errors import BadInput
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -115,7 +119,9 @@ def foreign(path):
 
 
 def bad_tree(path):
-    save_file({"a": torch.ones(1)}, path, metadata={"format": checkpoint.FORMAT, "tree": json.dumps({"call": "os.system"})})
+    save_file(
+        {"a": torch.ones(1)}, path, metadata={"format": checkpoint.FORMAT, "tree": json.dumps({"call": "os.system"})}
+    )
 
 
 def bad_tree_text(path):
@@ -134,7 +140,10 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("make", [hostile_pickle, truncated, foreign, bad_tree, bad_tree_text, absent_tensor, huge_header, empty, lambda path: None])
+@pytest.mark.parametrize(
+    "make",
+    [hostile_pickle, truncated, foreign, bad_tree, bad_tree_text, absent_tensor, huge_header, empty, lambda path: None],
+)
 def test_a_damaged_foreign_or_hostile_file_is_refused_in_one_line(tmp_path, make):
     path = tmp_path / "c.safetensors"
     make(path)

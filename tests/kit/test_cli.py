@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from toy_project import CONFIG, SPEC, write_yaml
 from toy_method import Constant
+from toy_project import CONFIG, SPEC, write_yaml
 
 from repro.cli import main
 
@@ -101,7 +101,9 @@ def test_resume_after_a_kill_in_the_second_phase_gives_the_same_run(project, mon
         assert main(["run", "toy", "--runs", "killed"]) == 130
         assert "--resume" in capsys.readouterr().err
     assert main(["run", "toy", "--runs", "killed", "--resume"]) == 0
-    whole, killed = (json.loads((project / name / "toy" / "seed-0" / "record.json").read_text()) for name in ("whole", "killed"))
+    whole, killed = (
+        json.loads((project / name / "toy" / "seed-0" / "record.json").read_text()) for name in ("whole", "killed")
+    )
     for key in ("metrics", "curves", "config_hash", "parameters"):
         assert whole[key] == killed[key]
 
@@ -112,12 +114,19 @@ def test_resume_phase_starts_that_phase_over_and_keeps_the_old_one(project):
     assert main(["run", "toy", "--resume-phase", "2"]) == 0
     folder = project / "runs" / "toy" / "seed-0"
     assert record(project)["metrics"] == before["metrics"]
-    assert files(folder / "superseded-1") == ["2-constant/log.jsonl", "2-constant/model.safetensors", "record.json", "tensors.safetensors"]
+    assert files(folder / "superseded-1") == [
+        "2-constant/log.jsonl",
+        "2-constant/model.safetensors",
+        "record.json",
+        "tensors.safetensors",
+    ]
 
 
 def test_resume_phase_needs_the_phases_before_it(project, capsys):
     assert "expected phase 1 (line) to be finished" in refused(project, capsys, "run", "toy", "--resume-phase", "2")
-    assert "--resume-phase: found 3, expected one of: 1 line, 2 constant" in refused(project, capsys, "run", "toy", "--resume-phase", "3")
+    assert "--resume-phase: found 3, expected one of: 1 line, 2 constant" in refused(
+        project, capsys, "run", "toy", "--resume-phase", "3"
+    )
 
 
 def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, monkeypatch):
@@ -132,7 +141,11 @@ def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, m
     capfd.readouterr()
     assert main(["run", "toy", "--seeds", "0", "1", "--resume"]) == 1
     errors = capfd.readouterr().err.strip().splitlines()
-    assert len(errors) == 1 and errors[0].startswith("repro: toy seed 1: exit code 2") and "no sound checkpoint" in errors[0]
+    assert (
+        len(errors) == 1
+        and errors[0].startswith("repro: toy seed 1: exit code 2")
+        and "no sound checkpoint" in errors[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +163,17 @@ def test_bad_options_are_refused_in_one_line(project, capsys, arguments, expecte
     assert expected in refused(project, capsys, *arguments)
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["fly"], [], ["run", "toy", "--train-iters", "0"], ["run", "toy", "--seeds", "-1"], ["run", "toy", "--jobs", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["fly"],
+        [],
+        ["run", "toy", "--train-iters", "0"],
+        ["run", "toy", "--seeds", "-1"],
+        ["run", "toy", "--jobs", "x"],
+    ],
+)
 def test_bad_usage_exits_with_2(project, capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -196,7 +219,19 @@ def test_the_report_holds_every_claim_with_its_origin(project, capsys, monkeypat
     verdicts = json.loads(capsys.readouterr().out)
     (claim,) = json.loads((project / "reports" / "results.json").read_text())["claims"]
     assert verdicts == {"constant": claim["verdict"]}
-    for key in ("id", "metric", "reported", "reproduced", "floor", "tolerance", "verdict", "commit", "config_hash", "machine", "seeds"):
+    for key in (
+        "id",
+        "metric",
+        "reported",
+        "reproduced",
+        "floor",
+        "tolerance",
+        "verdict",
+        "commit",
+        "config_hash",
+        "machine",
+        "seeds",
+    ):
         assert key in claim
     assert claim["seeds"] == [0, 1] and len(claim["reproduced"]["values"]) == 2
     page = (project / "reports" / "README.md").read_text()
@@ -221,6 +256,8 @@ def test_the_command_is_silent_off_a_terminal_and_needs_no_source_tree(project):
     """Run as a user does, in a process of its own: data on standard output, nothing on standard error."""
     write_yaml(project / "spec.yaml", SPEC)
     environment = {"PYTHONPATH": str(Path(__file__).parent), "PATH": ""}
-    result = subprocess.run([sys.executable, "-m", "repro", "run", "toy"], capture_output=True, text=True, env=environment, cwd=project)
+    result = subprocess.run(
+        [sys.executable, "-m", "repro", "run", "toy"], capture_output=True, text=True, env=environment, cwd=project
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "runs/toy/seed-0\n", "")
     assert yaml.safe_load((project / "runs/toy/seed-0/config.yaml").read_text()) == CONFIG

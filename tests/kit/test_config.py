@@ -1,12 +1,12 @@
 import copy
 
 import pytest
-from toy_project import CONFIG, write_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_method import Config
+from toy_project import CONFIG, write_yaml
 
-from repro.config import digest, differences, flatten, load, parse_yaml, read_yaml
+from repro.config import differences, digest, flatten, load, parse_yaml, read_yaml
 from repro.errors import BadInput
 
 
@@ -31,7 +31,10 @@ def problem(call) -> str:
 def test_a_star_reaches_every_copy_and_each_change_is_listed(path):
     config, changes = load(Config, path, ["phases.*.iterations=5"])
     assert config.phases.line.iterations == config.phases.constant.iterations == 5
-    assert [str(change) for change in changes] == ["phases.line.iterations: 12 -> 5", "phases.constant.iterations: 9 -> 5"]
+    assert [str(change) for change in changes] == [
+        "phases.line.iterations: 12 -> 5",
+        "phases.constant.iterations: 9 -> 5",
+    ]
 
 
 def test_a_star_stands_for_one_name_only(path):
@@ -92,7 +95,20 @@ def test_a_learning_rate_written_without_a_point_is_a_number(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("-2E+3", -2e3), (".5", 0.5), ("7", 7), ("010", 10), ("true", True), ("no", "no"), ("1:30", "1:30"), ("", None), ("~", None), ("'8'", "8"), ("2026-11-21", "2026-11-21")],
+    [
+        ("1e-4", 1e-4),
+        ("-2E+3", -2e3),
+        (".5", 0.5),
+        ("7", 7),
+        ("010", 10),
+        ("true", True),
+        ("no", "no"),
+        ("1:30", "1:30"),
+        ("", None),
+        ("~", None),
+        ("'8'", "8"),
+        ("2026-11-21", "2026-11-21"),
+    ],
 )
 def test_scalars_are_those_of_yaml_1_2(text, value):
     found = parse_yaml(text, "here")
@@ -104,7 +120,9 @@ def test_a_repeated_key_is_refused(tmp_path):
     assert "found the key 'a' twice" in problem(lambda: read_yaml(tmp_path / "twice.yaml"))
 
 
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.system [true]", "a: !!python/name:os.system ''", "[", "a: b: c", "\x00", "- 1"])
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system [true]", "a: !!python/name:os.system ''", "[", "a: b: c", "\x00", "- 1"]
+)
 def test_hostile_or_broken_yaml_ends_in_one_line(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)

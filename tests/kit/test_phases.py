@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from toy_project import CONFIG
 from toy_method import Config, Line
+from toy_project import CONFIG
 
 from repro import checkpoint
 from repro.config import validate
@@ -19,7 +19,13 @@ def config():
 
 
 def train(config, folder, **changes):
-    arguments = {"identity": {"seed": 1}, "seed": 1, "device": CPU, "pace": Pace(log_every=3, checkpoint_every=5), **changes}
+    arguments = {
+        "identity": {"seed": 1},
+        "seed": 1,
+        "device": CPU,
+        "pace": Pace(log_every=3, checkpoint_every=5),
+        **changes,
+    }
     return run_phase(Line(config), folder=folder, **arguments)
 
 
@@ -37,7 +43,10 @@ def killed_at(monkeypatch, step):
 
 
 def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("step", [0, 1, 4, 5, 6, 9, 10, 11])

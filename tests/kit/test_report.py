@@ -37,14 +37,23 @@ def verdict(spec, *values, **changes):
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [((3.0, 3.0), "reproduced"), ((1.5, 1.6), "reproduced"), ((5.0, 5.1), "close"), ((0.1, 0.2), "close"), ((7.0, 7.1), "not reproduced"), ((-3.0, -3.1), "not reproduced")],
+    [
+        ((3.0, 3.0), "reproduced"),
+        ((1.5, 1.6), "reproduced"),
+        ((5.0, 5.1), "close"),
+        ((0.1, 0.2), "close"),
+        ((7.0, 7.1), "not reproduced"),
+        ((-3.0, -3.1), "not reproduced"),
+    ],
 )
 def test_a_value_is_held_against_the_relative_tolerance(values, expected):
     """Reported 3, tolerance 0.5 and 1.0 of it: 1.5 to 4.5 is reproduced, 0 to 6 is close."""
     assert verdict(spec(), *values).verdict == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(-9.0, "reproduced"), (0.5, "reproduced"), (0.51, "close"), (1.01, "not reproduced")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(-9.0, "reproduced"), (0.5, "reproduced"), (0.51, "close"), (1.01, "not reproduced")]
+)
 def test_an_at_most_claim_is_held_against_the_bound_itself(value, expected):
     assert verdict(spec(kind="at_most", reported=0.9), value, value).verdict == expected
 
@@ -93,8 +102,15 @@ def test_a_reported_value_below_the_floor_is_said():
 
 def test_a_judgement_says_where_it_comes_from():
     judgement = verdict(spec(), 3.0, 3.2)
-    assert (judgement.seeds, judgement.commit, judgement.config_hash, judgement.machine) == ([0, 1], ["abc"], ["def"], ["p, 2 cores"])
-    assert judgement.reproduced["values"] == [3.0, 3.2] and judgement.reproduced["spread"] == pytest.approx(0.2 / 2**0.5)
+    assert (judgement.seeds, judgement.commit, judgement.config_hash, judgement.machine) == (
+        [0, 1],
+        ["abc"],
+        ["def"],
+        ["p, 2 cores"],
+    )
+    assert judgement.reproduced["values"] == [3.0, 3.2] and judgement.reproduced["spread"] == pytest.approx(
+        0.2 / 2**0.5
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"experiment": 1'])

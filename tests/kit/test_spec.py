@@ -1,8 +1,8 @@
 import copy
 
 import pytest
-from toy_project import CONFIG, SPEC, write_yaml
 from toy_method import Config
+from toy_project import CONFIG, SPEC, write_yaml
 
 from repro.config import validate
 from repro.errors import BadInput
@@ -31,7 +31,9 @@ def test_a_claim_names_a_tolerance_that_exists():
 
 
 def test_close_is_wider_than_reproduced():
-    assert "close (0.1) no tighter than reproduced (0.5)" in refused(lambda data: data["tolerances"]["wide"].update(close=0.1))
+    assert "close (0.1) no tighter than reproduced (0.5)" in refused(
+        lambda data: data["tolerances"]["wide"].update(close=0.1)
+    )
 
 
 def test_claim_ids_are_unique():

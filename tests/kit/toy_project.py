@@ -14,7 +14,13 @@ CONFIG = {
     "pace": {"log_every": 3, "checkpoint_every": 5},
 }
 SPEC = {
-    "paper": {"title": "Toy", "authors": ["Nobody"], "arxiv": "0000.00000", "version": "v1", "url": "https://arxiv.org/abs/0000.00000"},
+    "paper": {
+        "title": "Toy",
+        "authors": ["Nobody"],
+        "arxiv": "0000.00000",
+        "version": "v1",
+        "url": "https://arxiv.org/abs/0000.00000",
+    },
     "level": "conceptual",
     "seeds": 2,
     "tolerances": {"wide": {"reproduced": 0.5, "close": 1.0, "why": "chosen for the test"}},

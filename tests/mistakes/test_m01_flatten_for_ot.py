@@ -36,7 +36,9 @@ def check(implementation, points=((16, 2),), images=IMAGES):
         except ValueError as error:
             told = str(error)
             assert shape in images, f"{shape}: refused: {told}"
-            assert "\n" not in told and str(shape) in told and "expected" in told, f"{shape}: refused without found and expected: {told}"
+            assert "\n" not in told and str(shape) in told and "expected" in told, (
+                f"{shape}: refused without found and expected: {told}"
+            )
         else:
             wrong = f"{shape}: not read as {shape[0]} points, found a velocity of"
             assert v.shape == shape, f"{wrong} shape {tuple(v.shape)}"
@@ -80,12 +82,22 @@ def test_silent_on_flattening_at_the_call(proof, implementation):
 
 
 def test_catches_images_read_as_a_batch(proof):
-    proof.caught(lambda: check("closed_form", images=IMAGES[:1]), plant_batch, "(8, 28, 28): not read as 8 points, found a velocity of")
-    proof.caught(lambda: check("closed_form", images=IMAGES[1:2]), plant_batch, "(8, 1, 28, 28): not read as 8 points, found a velocity of")
+    proof.caught(
+        lambda: check("closed_form", images=IMAGES[:1]),
+        plant_batch,
+        "(8, 28, 28): not read as 8 points, found a velocity of",
+    )
+    proof.caught(
+        lambda: check("closed_form", images=IMAGES[1:2]),
+        plant_batch,
+        "(8, 1, 28, 28): not read as 8 points, found a velocity of",
+    )
 
 
 def test_catches_trust_in_what_geomloss_accepts(proof):
-    proof.caught(lambda: check("geomloss_tensorized"), plant_trust, "(8, 28, 28): not read as 8 points, found a velocity of")
+    proof.caught(
+        lambda: check("geomloss_tensorized"), plant_trust, "(8, 28, 28): not read as 8 points, found a velocity of"
+    )
 
 
 def test_the_symptom_is_what_geomloss_says():

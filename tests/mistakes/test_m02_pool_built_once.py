@@ -33,9 +33,15 @@ def check_sampling(storages, folder):
     draw = lambda pool: bytes_made(storages, lambda: pool.sample(BATCH, torch.Generator().manual_seed(0)))  # noqa: E731
     small, large = filled_pool(100), filled_pool(10_000)
     large.save(folder / "pool.safetensors")
-    found = {"100": draw(small), "10000": draw(large), "10000 from a file": draw(Pool.load(folder / "pool.safetensors"))}
+    found = {
+        "100": draw(small),
+        "10000": draw(large),
+        "10000 from a file": draw(Pool.load(folder / "pool.safetensors")),
+    }
     needed = BATCH * (4 * (2 + 2 + 1) + 8)  # the rows in float32, and their indices
-    assert max(found.values()) <= 2 * needed, f"drawing {BATCH} entries allocates by the size of the pool: {found} bytes, needed are {needed}"
+    assert max(found.values()) <= 2 * needed, (
+        f"drawing {BATCH} entries allocates by the size of the pool: {found} bytes, needed are {needed}"
+    )
 
 
 def check_building(storages):
@@ -62,7 +68,12 @@ def check_phase(project, storages, folder):
     """The same for a whole training step of phase 1."""
     made = {}
     for batches in (1, 20):
-        settings = ["phases.*.pool.batch_size=16", f"phases.*.pool.batches={batches}", "phases.*.batch_size=8", "phases.velocity_field.flow.steps=2"]
+        settings = [
+            "phases.*.pool.batch_size=16",
+            f"phases.*.pool.batches={batches}",
+            "phases.*.batch_size=8",
+            "phases.velocity_field.flow.steps=2",
+        ]
         config, _ = load(Config, project.experiments()["2d-moons"], settings)
         phase = make_phases(config, torch.device("cpu"))[0]
         phase.prepare(0, folder / str(batches))
@@ -84,7 +95,10 @@ def plant_join_at_every_draw(monkeypatch):
 def plant_shuffle_at_every_draw(monkeypatch):
     real = torch.randint
     shuffled = lambda high, size, generator: torch.randperm(high, generator=generator)[: size[0]]  # noqa: E731
-    monkeypatch.setattr("repro.pool.torch.randint", lambda high, size, **rest: shuffled(high, size, **rest) if rest else real(high, size))
+    monkeypatch.setattr(
+        "repro.pool.torch.randint",
+        lambda high, size, **rest: shuffled(high, size, **rest) if rest else real(high, size),
+    )
 
 
 def plant_grow_by_joining(monkeypatch):
@@ -109,7 +123,11 @@ def plant_no_refusal(monkeypatch):
 
 def _innocent_own_copy(monkeypatch):
     real = Pool.sample
-    monkeypatch.setattr(Pool, "sample", lambda self, n, generator: {name: rows.clone() for name, rows in real(self, n, generator).items()})
+    monkeypatch.setattr(
+        Pool,
+        "sample",
+        lambda self, n, generator: {name: rows.clone() for name, rows in real(self, n, generator).items()},
+    )
 
 
 def _innocent_rows_in_order(monkeypatch):
@@ -142,8 +160,16 @@ def test_silent_on(proof, project, storages, folders, variant):
 
 @pytest.mark.parametrize("plant", [plant_join_at_every_draw, plant_shuffle_at_every_draw])
 def test_catches_work_that_grows_with_the_pool(proof, project, storages, folders, plant):
-    proof.caught(lambda: check_sampling(storages, folders), plant, "drawing 16 entries allocates by the size of the pool: {'100': ")
-    proof.caught(lambda: check_phase(project, storages, folders), plant, "a step of phase 1 allocates by the size of the pool: {32: ")
+    proof.caught(
+        lambda: check_sampling(storages, folders),
+        plant,
+        "drawing 16 entries allocates by the size of the pool: {'100': ",
+    )
+    proof.caught(
+        lambda: check_phase(project, storages, folders),
+        plant,
+        "a step of phase 1 allocates by the size of the pool: {32: ",
+    )
 
 
 def test_catches_a_second_pool_while_building(proof, storages):

@@ -40,12 +40,18 @@ def check(project, experiment, runs, settings=TINY):
     try:
         execute(made, 0, runs, torch.device("cpu"), resume=False, resume_phase=None)
     except Exception as error:
-        unfinished = [name for number, name in enumerate(phases, start=1) if not (folder / f"{number}-{name}" / "model.safetensors").exists()]
+        unfinished = [
+            name
+            for number, name in enumerate(phases, start=1)
+            if not (folder / f"{number}-{name}" / "model.safetensors").exists()
+        ]
         place = f"phase {unfinished[0]}" if unfinished else "evaluation"
         raise AssertionError(f"{experiment}, {place}: {error}") from error
     record = json.loads((folder / RECORD).read_text())
     trained = {name: curve[-1][0] for name, curve in record["curves"].items()}
-    assert trained == dict.fromkeys(phases, 2), f"{experiment}: found the phases and steps {trained}, expected 2 steps of each of {phases}"
+    assert trained == dict.fromkeys(phases, 2), (
+        f"{experiment}: found the phases and steps {trained}, expected 2 steps of each of {phases}"
+    )
     for claim in load_spec(project.spec).claims_of(experiment):
         for metric in filter(None, (claim.metric, claim.divided_by, claim.floor)):
             found = record["metrics"].get(metric, math.nan)
@@ -55,7 +61,9 @@ def check(project, experiment, runs, settings=TINY):
 def check_list(project):
     """What the command knows is what is tested here, and the spec claims something of each."""
     claimed = {claim.experiment for claim in load_spec(project.spec).claims}
-    assert list(project.experiments()) == EXPERIMENTS, f"tested {', '.join(EXPERIMENTS)}; the command knows {', '.join(project.experiments())}"
+    assert list(project.experiments()) == EXPERIMENTS, (
+        f"tested {', '.join(EXPERIMENTS)}; the command knows {', '.join(project.experiments())}"
+    )
     assert set(EXPERIMENTS) <= claimed, f"{', '.join(sorted(set(EXPERIMENTS) - claimed))}: no claim in spec.yaml"
 
 
@@ -83,7 +91,11 @@ def plant_dropped_method(monkeypatch):
 
     def paths(config, *rest):
         kept = real(config, *rest)
-        return {name: path for name, path in kept.items() if config.experiment != "2d-moons" or not name.startswith("ot_cfm")}
+        return {
+            name: path
+            for name, path in kept.items()
+            if config.experiment != "2d-moons" or not name.startswith("ot_cfm")
+        }
 
     monkeypatch.setattr(evaluate, "_paths", paths)
 
@@ -120,15 +132,29 @@ def test_silent_on_other_data(proof, project, tmp_path):
 @pytest.mark.parametrize(
     ("plant", "experiment", "reason"),
     [
-        (plant_broken_shape, "2d-checkerboard", "2d-checkerboard, phase velocity_field: y has shape (8, 1, 2), expected (points, dimensions)"),
+        (
+            plant_broken_shape,
+            "2d-checkerboard",
+            "2d-checkerboard, phase velocity_field: y has shape (8, 1, 2), expected (points, dimensions)",
+        ),
         (plant_broken_phase, "2d-scurve", "2d-scurve, phase ot_cfm: CUDA out of memory."),
-        (plant_dropped_method, "2d-moons", "2d-moons, evaluation: claim rank-ot-cfm-moons needs ot_cfm.10.w2, found nan"),
+        (
+            plant_dropped_method,
+            "2d-moons",
+            "2d-moons, evaluation: claim rank-ot-cfm-moons needs ot_cfm.10.w2, found nan",
+        ),
     ],
 )
 def test_catches_an_experiment_that_breaks_alone(proof, project, tmp_path, plant, experiment, reason):
-    proof.silent(lambda: check(project, "2d-8gaussians", tmp_path / "simplest"), plant)  # the mistake: this one alone was tested
+    proof.silent(
+        lambda: check(project, "2d-8gaussians", tmp_path / "simplest"), plant
+    )  # the mistake: this one alone was tested
     proof.caught(lambda: check(project, experiment, tmp_path / "every"), plant, reason)
 
 
 def test_catches_a_list_with_one_experiment(proof, project):
-    proof.caught(lambda: check_list(project), plant_only_the_simplest, f"tested {', '.join(EXPERIMENTS)}; the command knows {EXPERIMENTS[0]}")
+    proof.caught(
+        lambda: check_list(project),
+        plant_only_the_simplest,
+        f"tested {', '.join(EXPERIMENTS)}; the command knows {EXPERIMENTS[0]}",
+    )

@@ -119,13 +119,17 @@ def execute_tiny(project, runs, kill=None, **options):
 def compare(found, expected):
     """AssertionError unless both run folders hold the same weights, losses and metrics, bit for bit."""
     for number, name in enumerate(NAMES, start=1):
-        one, other = (checkpoint.load(folder / f"{number}-{name}" / "model.safetensors") for folder in (found, expected))
+        one, other = (
+            checkpoint.load(folder / f"{number}-{name}" / "model.safetensors") for folder in (found, expected)
+        )
         same = all(torch.equal(one["model"][key], tensor) for key, tensor in other["model"].items())
         assert same, f"{name}: the weights differ from those of an uninterrupted run"
         assert one["curve"] == other["curve"], f"{name}: the losses differ from those of an uninterrupted run"
         assert len(one["curve"]) == STEPS
     one, other = (json.loads((folder / "record.json").read_text()) for folder in (found, expected))
-    assert one["metrics"] == other["metrics"] and one["curves"] == other["curves"], "the record differs from that of an uninterrupted run"
+    assert one["metrics"] == other["metrics"] and one["curves"] == other["curves"], (
+        "the record differs from that of an uninterrupted run"
+    )
 
 
 def check(project, folder, kills=(MIDDLE,)):
@@ -139,7 +143,9 @@ def check(project, folder, kills=(MIDDLE,)):
             raise AssertionError(f"the run cannot be resumed: {error}") from error
         before = NAMES.index(kill.phase)
         left = dict.fromkeys(NAMES, STEPS) | dict.fromkeys(NAMES[:before], 0) | {kill.phase: STEPS - kill.saved}
-        assert steps == left, f"killed in step {kill.step} of {kill.phase}: the resumed run did {steps} steps, left were {left}"
+        assert steps == left, (
+            f"killed in step {kill.step} of {kill.phase}: the resumed run did {steps} steps, left were {left}"
+        )
         compare(run_folder(runs, "2d-moons", 0), run_folder(folder / "uninterrupted", "2d-moons", 0))
 
 
@@ -159,12 +165,18 @@ def check_resume_phase(project, folder):
 def plant_nothing_saved(monkeypatch):
     """The states of a running phase are not written."""
     real = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda path, state: None if path.name.startswith("running") else real(path, state))
+    monkeypatch.setattr(
+        checkpoint, "save", lambda path, state: None if path.name.startswith("running") else real(path, state)
+    )
 
 
 def change_saved(monkeypatch, change):
     real = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda path, state: real(path, state | change(state) if path.name.startswith("running") else state))
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda path, state: real(path, state | change(state) if path.name.startswith("running") else state),
+    )
 
 
 def plant_no_optimiser(monkeypatch):
@@ -190,7 +202,9 @@ def plant_same_data_again(monkeypatch):
         real_seed(run_seed, name, what, *rest)
 
     monkeypatch.setattr(phases, "seed_global_generators", seed)
-    monkeypatch.setattr(phases, "generator", lambda seed, name, what, step: real_generator(seed, name, what, next(counters[name])))
+    monkeypatch.setattr(
+        phases, "generator", lambda seed, name, what, step: real_generator(seed, name, what, next(counters[name]))
+    )
 
 
 def plant_losses_lost(monkeypatch):
@@ -207,7 +221,9 @@ def plant_losses_lost(monkeypatch):
 def plant_written_in_place(monkeypatch):
     """The new state is written over the old one."""
     real = checkpoint.Path.with_name
-    monkeypatch.setattr(checkpoint.Path, "with_name", lambda self, name: self if name.endswith(".partial") else real(self, name))
+    monkeypatch.setattr(
+        checkpoint.Path, "with_name", lambda self, name: self if name.endswith(".partial") else real(self, name)
+    )
 
 
 def plant_phase_not_started_over(monkeypatch):
@@ -246,9 +262,15 @@ def test_holds_for_resume_phase(project, tmp_path):
 
 def test_resume_phase_needs_the_phases_before_it(project, tmp_path):
     execute_tiny(project, tmp_path, Kill("velocity_field", 3))
-    with pytest.raises(BadInput, match=r"^--resume-phase 2: found no .*1-velocity_field/model.safetensors, expected phase 1 \(velocity_field\)"):
+    with pytest.raises(
+        BadInput,
+        match=r"^--resume-phase 2: found no .*1-velocity_field/model.safetensors, expected phase 1 \(velocity_field\)",
+    ):
         execute_tiny(project, tmp_path, resume_phase=2)
-    with pytest.raises(BadInput, match="^--resume-phase: found 4, expected one of: 1 velocity_field, 2 straight_flow, 3 time_predictor$"):
+    with pytest.raises(
+        BadInput,
+        match="^--resume-phase: found 4, expected one of: 1 velocity_field, 2 straight_flow, 3 time_predictor$",
+    ):
         execute_tiny(project, tmp_path, resume_phase=4)
 
 
@@ -265,7 +287,14 @@ def test_holds_when_killed_while_a_phase_is_set_aside(project, tmp_path):
 
         patch.setattr(run.Path, "rename", rename)
         with pytest.raises(Killed):
-            execute(plan(project, "2d-moons", TINY), 0, tmp_path / "again", torch.device("cpu"), resume=False, resume_phase=2)
+            execute(
+                plan(project, "2d-moons", TINY),
+                0,
+                tmp_path / "again",
+                torch.device("cpu"),
+                resume=False,
+                resume_phase=2,
+            )
     execute_tiny(project, tmp_path / "again", resume=True)
     compare(*(run_folder(tmp_path / runs, "2d-moons", 0) for runs in ("again", "uninterrupted")))
 
@@ -292,9 +321,21 @@ def test_silent_on(proof, project, tmp_path, variant):
 @pytest.mark.parametrize(
     ("plant", "kill", "reason"),
     [
-        (plant_nothing_saved, MIDDLE, "the resumed run did {'velocity_field': 0, 'straight_flow': 5, 'time_predictor': 5} steps, left were"),
-        (plant_step_skipped, MIDDLE, "the resumed run did {'velocity_field': 0, 'straight_flow': 2, 'time_predictor': 5} steps, left were"),
-        (plant_step_repeated, MIDDLE, "the resumed run did {'velocity_field': 0, 'straight_flow': 4, 'time_predictor': 5} steps, left were"),
+        (
+            plant_nothing_saved,
+            MIDDLE,
+            "the resumed run did {'velocity_field': 0, 'straight_flow': 5, 'time_predictor': 5} steps, left were",
+        ),
+        (
+            plant_step_skipped,
+            MIDDLE,
+            "the resumed run did {'velocity_field': 0, 'straight_flow': 2, 'time_predictor': 5} steps, left were",
+        ),
+        (
+            plant_step_repeated,
+            MIDDLE,
+            "the resumed run did {'velocity_field': 0, 'straight_flow': 4, 'time_predictor': 5} steps, left were",
+        ),
         (plant_no_optimiser, MIDDLE, "straight_flow: the weights differ from those of an uninterrupted run"),
         (plant_same_data_again, MIDDLE, "straight_flow: the weights differ from those of an uninterrupted run"),
         (plant_losses_lost, MIDDLE, "straight_flow: the losses differ from those of an uninterrupted run"),
@@ -308,8 +349,14 @@ def test_catches(proof, project, tmp_path, plant, kill, reason):
 @pytest.mark.parametrize(
     ("plant", "reason"),
     [
-        (plant_phase_not_started_over, "--resume-phase 2 did {'velocity_field': 0, 'straight_flow': 0, 'time_predictor': 0} steps"),
-        (plant_everything_started_over, "--resume-phase 2 did {'velocity_field': 5, 'straight_flow': 5, 'time_predictor': 5} steps"),
+        (
+            plant_phase_not_started_over,
+            "--resume-phase 2 did {'velocity_field': 0, 'straight_flow': 0, 'time_predictor': 0} steps",
+        ),
+        (
+            plant_everything_started_over,
+            "--resume-phase 2 did {'velocity_field': 5, 'straight_flow': 5, 'time_predictor': 5} steps",
+        ),
     ],
 )
 def test_catches_a_resume_phase_that(proof, project, tmp_path, plant, reason):

@@ -58,9 +58,13 @@ def test_holds():
 
 def test_catches_the_planted_mistake(monkeypatch):
     plant(monkeypatch)
-    check(unet.UNet, [variant for variant in innocent if variant[0] == "no attention"])  # here floor division happens to be right
+    check(
+        unet.UNet, [variant for variant in innocent if variant[0] == "no attention"]
+    )  # here floor division happens to be right
     for plan, missing in zip(UNEVEN, ["block_0_1", "block_0_2", "block_0_2"], strict=True):
-        with pytest.raises(AssertionError, match=rf"{plan[0]}: \d blocks in each of \d levels, but .* looks for others: .*{missing}"):
+        with pytest.raises(
+            AssertionError, match=rf"{plan[0]}: \d blocks in each of \d levels, but .* looks for others: .*{missing}"
+        ):
             check(unet.UNet, [plan])
     with pytest.raises(AssertionError, match="attention at one level: 1 blocks in each of 3 levels"):
         check(unet.UNet)

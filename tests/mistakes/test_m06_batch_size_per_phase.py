@@ -32,13 +32,19 @@ def check(project, folder, sizes=DIFFERENT):
                 phase.loss(model, torch.Generator().manual_seed(step))
         except RuntimeError as error:
             raise AssertionError(f"{phase.name}: {error}") from error
-        assert set(got) == {sizes[phase.name]}, f"{phase.name}: the network got {sorted(set(got))} points, configured are {sizes[phase.name]}"
+        assert set(got) == {sizes[phase.name]}, (
+            f"{phase.name}: the network got {sorted(set(got))} points, configured are {sizes[phase.name]}"
+        )
 
 
 def plant_cached_loader(monkeypatch):
     """The loader of a data set is made at the first call and serves all phases. Noise is drawn anew."""
     real, loaders = data.sample, {}
-    monkeypatch.setattr(data, "sample", lambda law, n, g: real(law, n, g) if law == "gaussian" else loaders.setdefault(law, real(law, n, g)))
+    monkeypatch.setattr(
+        data,
+        "sample",
+        lambda law, n, g: real(law, n, g) if law == "gaussian" else loaders.setdefault(law, real(law, n, g)),
+    )
 
 
 def plant_cached_size(monkeypatch):
@@ -79,7 +85,9 @@ def test_silent_on(proof, project, tmp_path, variant):
 
 
 def test_catches_a_cached_loader_with_the_symptom_of_the_entry(proof, project, tmp_path):
-    message = "straight_flow: The size of tensor a (128) must match the size of tensor b (256) at non-singleton dimension 0"
+    message = (
+        "straight_flow: The size of tensor a (128) must match the size of tensor b (256) at non-singleton dimension 0"
+    )
     proof.caught(lambda: check(project, tmp_path), plant_cached_loader, message)
 
 
@@ -91,7 +99,11 @@ def test_catches_a_cached_loader_that_broadcasting_hides(proof, project, tmp_pat
 
 
 def test_catches_a_cached_size(proof, project, tmp_path):
-    proof.caught(lambda: check(project, tmp_path), plant_cached_size, "straight_flow: the network got [256] points, configured are 128")
+    proof.caught(
+        lambda: check(project, tmp_path),
+        plant_cached_size,
+        "straight_flow: the network got [256] points, configured are 128",
+    )
 
 
 @pytest.mark.parametrize("plant", [plant_cached_loader, plant_cached_size])

@@ -43,8 +43,12 @@ def check_command(project, monkeypatch, capsys):
     for experiment, settings in resolved.items():
         for name, phase in settings["phases"].items():
             if phase is not None:
-                assert phase["iterations"] == 5, f"{experiment}: --train-iters missed {name}, which has {phase['iterations']}"
-                assert f"{experiment}: phases.{name}.iterations: " in printed.err, f"{experiment}: the change of {name} is not listed"
+                assert phase["iterations"] == 5, (
+                    f"{experiment}: --train-iters missed {name}, which has {phase['iterations']}"
+                )
+                assert f"{experiment}: phases.{name}.iterations: " in printed.err, (
+                    f"{experiment}: the change of {name} is not listed"
+                )
 
 
 def check_refusal(project):
@@ -53,7 +57,9 @@ def check_refusal(project):
         try:
             plan(project, experiment, ["phases.*.iteration=5"])
         except BadInput as error:
-            assert str(error).startswith("--set phases.*.iteration=5: found no field 'phases.*.iteration', expected"), str(error)
+            assert str(error).startswith("--set phases.*.iteration=5: found no field 'phases.*.iteration', expected"), (
+                str(error)
+            )
         else:
             raise AssertionError(f"{experiment}: an override that matches nothing was accepted")
 
@@ -68,7 +74,11 @@ def plant_phases_by_name(monkeypatch):
     real = cli.plan
 
     def named(project, experiment, overrides):
-        return real(project, experiment, [o.replace("*", name) for o in overrides for name in ("velocity_field", "straight_flow")])
+        return real(
+            project,
+            experiment,
+            [o.replace("*", name) for o in overrides for name in ("velocity_field", "straight_flow")],
+        )
 
     monkeypatch.setattr(cli, "plan", named)
 
@@ -126,9 +136,15 @@ def test_silent_on_another_way_to_find_the_fields(proof, project):
 
 def test_catches_an_override_of_the_first_match(proof, project, monkeypatch, capsys):
     missed = "2d-8gaussians: the override missed {'straight_flow': 20000, 'time_predictor': 20000, 'velocity_field_100': 20000, 'ot_cfm': 20000}"
-    monkeypatch.setattr(type(project), "experiments", lambda self: {"2d-8gaussians": self.root / "configs" / "2d-8gaussians.yaml"})
+    monkeypatch.setattr(
+        type(project), "experiments", lambda self: {"2d-8gaussians": self.root / "configs" / "2d-8gaussians.yaml"}
+    )
     proof.caught(lambda: check_plan(project), plant_first_match_only, missed)
-    proof.caught(lambda: check_command(project, monkeypatch, capsys), plant_first_match_only, "2d-8gaussians: --train-iters missed straight_flow")
+    proof.caught(
+        lambda: check_command(project, monkeypatch, capsys),
+        plant_first_match_only,
+        "2d-8gaussians: --train-iters missed straight_flow",
+    )
 
 
 def test_catches_phases_known_by_name(proof, project, monkeypatch, capsys):
@@ -137,9 +153,19 @@ def test_catches_phases_known_by_name(proof, project, monkeypatch, capsys):
 
 
 def test_catches_changes_that_are_not_listed(proof, project, monkeypatch, capsys):
-    proof.caught(lambda: check_plan(project), plant_changes_not_listed, ": the override lists ['phases.velocity_field.iterations: 20000 -> 5', ")
-    proof.caught(lambda: check_command(project, monkeypatch, capsys), plant_changes_not_listed, "the change of time_predictor is not listed")
+    proof.caught(
+        lambda: check_plan(project),
+        plant_changes_not_listed,
+        ": the override lists ['phases.velocity_field.iterations: 20000 -> 5', ",
+    )
+    proof.caught(
+        lambda: check_command(project, monkeypatch, capsys),
+        plant_changes_not_listed,
+        "the change of time_predictor is not listed",
+    )
 
 
 def test_catches_an_override_without_effect(proof, project):
-    proof.caught(lambda: check_refusal(project), plant_no_match_is_accepted, "an override that matches nothing was accepted")
+    proof.caught(
+        lambda: check_refusal(project), plant_no_match_is_accepted, "an override that matches nothing was accepted"
+    )

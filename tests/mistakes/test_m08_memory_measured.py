@@ -36,9 +36,13 @@ def check(storages, implementation, shapes=(SMALL,)):
         n, d = shape
         counted = measure(storages, implementation, shape)
         elements = counted.largest / FLOAT32
-        assert elements <= max(n * d, n * n), f"{shape}: one tensor has {elements:.0f} elements, N x N x D are {n * n * d}"
+        assert elements <= max(n * d, n * n), (
+            f"{shape}: one tensor has {elements:.0f} elements, N x N x D are {n * n * d}"
+        )
         limit = FLOAT32 * 6 * (n * d + n * n)
-        assert counted.peak <= limit, f"{shape}: {counted.peak} bytes are alive at once, expected at most 6 (N x D + N x N) floats, {limit}"
+        assert counted.peak <= limit, (
+            f"{shape}: {counted.peak} bytes are alive at once, expected at most 6 (N x D + N x N) floats, {limit}"
+        )
 
 
 def documented_mib():
@@ -90,7 +94,9 @@ def test_holds(storages, implementation):
 def test_the_belief_is_far_off_and_the_document_is_not(storages, shape):
     mib = measure(storages, "geomloss_tensorized", shape).peak / 2**20
     assert mib < BELIEVED_MB[shape] / 20
-    assert 0.5 < documented_mib()[shape] / mib < 2, f"LEARNING.md says {documented_mib()[shape]} MiB, measured are {mib:.1f}"
+    assert 0.5 < documented_mib()[shape] / mib < 2, (
+        f"LEARNING.md says {documented_mib()[shape]} MiB, measured are {mib:.1f}"
+    )
 
 
 @pytest.mark.parametrize("variant", innocent)
@@ -98,7 +104,9 @@ def test_silent_on(proof, storages, variant):
     proof.silent(lambda: check(storages, "closed_form"), variant)
 
 
-@pytest.mark.parametrize(("implementation", "plant"), [("closed_form", plant_products_by_hand), ("geomloss_tensorized", plant_differences)])
+@pytest.mark.parametrize(
+    ("implementation", "plant"), [("closed_form", plant_products_by_hand), ("geomloss_tensorized", plant_differences)]
+)
 def test_catches_a_tensor_of_n_n_d_elements(proof, storages, implementation, plant):
     reason = "(64, 48): one tensor has 196608 elements, N x N x D are 196608"
     proof.caught(lambda: check(storages, implementation), plant, reason)

@@ -45,7 +45,13 @@ def spied(phase):
     spy("make_optimiser", {"optimiser": lambda optimiser: optimiser})
     spy("loss", {"graph": lambda loss: loss})
     if isinstance(phase, VelocityField):
-        spy("prepare", {f"pool's {column}": lambda _, column=column: phase.pool._columns[column] for column in ("x_t", "v_t", "t")})
+        spy(
+            "prepare",
+            {
+                f"pool's {column}": lambda _, column=column: phase.pool._columns[column]
+                for column in ("x_t", "v_t", "t")
+            },
+        )
     return made
 
 
@@ -54,12 +60,16 @@ def check(project, folder):
     every = make_phases(config, torch.device("cpu"))
     for number, phase in enumerate(every):
         made = spied(phase)
-        result = run_phase(phase, folder=folder / str(number), identity={}, seed=0, device=torch.device("cpu"), pace=Pace(1, 2))
+        result = run_phase(
+            phase, folder=folder / str(number), identity={}, seed=0, device=torch.device("cpu"), pace=Pace(1, 2)
+        )
         expected = 6 if isinstance(phase, VelocityField) else 3
         assert len(made) == expected, f"{phase.name}: watched only {list(made)}"
         alive = [kind for kind, reference in made.items() if reference() is not None]
         assert not alive, f"{phase.name} has ended, but still alive: {', '.join(alive)}"
-        assert not any(module.training for module in result.model.modules()), f"{phase.name}: its network is handed on in training mode"
+        assert not any(module.training for module in result.model.modules()), (
+            f"{phase.name}: its network is handed on in training mode"
+        )
         frozen = not any(p.requires_grad or p.grad is not None for p in result.model.parameters())
         assert frozen, f"{phase.name}: its network is handed on with gradients"
 

@@ -38,7 +38,9 @@ def check_command(capsys, folder, devices=UNKNOWN_DEVICES):
         told = capsys.readouterr()
         assert code == 2, f"--device '{name}': exit code {code} instead of 2, although there is no such device"
         lines = told.err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith(f"repro: --device: found '{name}', expected cpu, cuda, "), told.err
+        assert len(lines) == 1 and lines[0].startswith(f"repro: --device: found '{name}', expected cpu, cuda, "), (
+            told.err
+        )
         assert told.out == "" and not (folder / "runs").exists()
 
 
@@ -46,7 +48,10 @@ def check_record(monkeypatch):
     """A record names the device the run was given: the processor, or the very GPU."""
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU at {device}")
-        found = {name: runinfo.describe(ROOT, torch.device(name))["machine"]["device"] for name in ("cpu", "cuda:0", "cuda:1")}
+        found = {
+            name: runinfo.describe(ROOT, torch.device(name))["machine"]["device"]
+            for name in ("cpu", "cuda:0", "cuda:1")
+        }
     expected = {"cpu": "cpu", "cuda:0": "the GPU at cuda:0", "cuda:1": "the GPU at cuda:1"}
     assert found == expected, f"the record names {found}"
 
@@ -66,7 +71,9 @@ def plant_silent_fallback(monkeypatch):
 
 def plant_first_gpu_named(monkeypatch):
     real = runinfo.machine
-    monkeypatch.setattr(runinfo, "machine", lambda device: real(torch.device("cuda:0") if device.type == "cuda" else device))
+    monkeypatch.setattr(
+        runinfo, "machine", lambda device: real(torch.device("cuda:0") if device.type == "cuda" else device)
+    )
 
 
 def plant_device_not_named(monkeypatch):
@@ -122,7 +129,10 @@ def test_catches_a_readme_without_limits():
     for without, reason in (
         (text.replace("## Limits", "## Notes"), "README.md has no section Limits"),
         (text.replace("A second GPU sits idle", ""), "README.md, Limits: nothing about devices"),
-        (text.partition("## Limits")[0] + "## Limits\n", "README.md, Limits: nothing about devices, precision, data sets, platforms"),
+        (
+            text.partition("## Limits")[0] + "## Limits\n",
+            "README.md, Limits: nothing about devices, precision, data sets, platforms",
+        ),
     ):
         with pytest.raises(AssertionError, match=re.escape(reason)):
             check_readme(without)

@@ -35,7 +35,13 @@ def test_euler_converges_with_order_one():
     """Halving the step halves the error against exp(-1); in the measured range the order is within 0.1 of one."""
     errors = []
     for steps in (20, 40, 80):
-        end = end_of_flow(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64), toward, steps=steps, step_size=1 / steps)
+        end = end_of_flow(
+            torch.ones(1, 1, dtype=torch.float64),
+            torch.zeros(1, 1, dtype=torch.float64),
+            toward,
+            steps=steps,
+            step_size=1 / steps,
+        )
         errors.append(abs(float(end) - math.exp(-1)))
     orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
     assert all(abs(order - 1) < 0.1 for order in orders)

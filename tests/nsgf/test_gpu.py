@@ -13,7 +13,14 @@ from repro.run import execute, plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-TINY = ["phases.*.iterations=6", "phases.*.pool.batches=1", "phases.*.pool.batch_size=16", "pace.checkpoint_every=2", "evaluation.test_points=32", "evaluation.floor_draws=1"]
+TINY = [
+    "phases.*.iterations=6",
+    "phases.*.pool.batches=1",
+    "phases.*.pool.batch_size=16",
+    "pace.checkpoint_every=2",
+    "evaluation.test_points=32",
+    "evaluation.floor_draws=1",
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,11 @@ EXPERIMENTS = find_project(Path(__file__).parent).experiments()
 
 @pytest.fixture
 def config():
-    return load(Config, EXPERIMENTS["2d-moons"], ["phases.*.pool.batches=2", "phases.*.pool.batch_size=16", "phases.*.batch_size=32"])[0]
+    return load(
+        Config,
+        EXPERIMENTS["2d-moons"],
+        ["phases.*.pool.batches=2", "phases.*.pool.batch_size=16", "phases.*.batch_size=32"],
+    )[0]
 
 
 @pytest.fixture
@@ -42,7 +46,13 @@ def test_the_phases_come_in_the_order_of_the_paper(by_name):
 def test_the_networks_have_the_size_of_the_paper(by_name):
     """3 -> 256 -> 256 -> 256 -> 2 has 133,122 parameters; the predictor 2 -> ... -> 1 has 132,609."""
     counts = {name: sum(p.numel() for p in phase.make_model().parameters()) for name, phase in by_name.items()}
-    assert counts == {"velocity_field": 133_122, "straight_flow": 133_122, "time_predictor": 132_609, "velocity_field_100": 133_122, "ot_cfm": 133_122}
+    assert counts == {
+        "velocity_field": 133_122,
+        "straight_flow": 133_122,
+        "time_predictor": 132_609,
+        "velocity_field_100": 133_122,
+        "ot_cfm": 133_122,
+    }
 
 
 def test_the_optimiser_is_adam_without_weight_decay(by_name):
@@ -132,7 +142,10 @@ def test_ot_cfm_uses_every_target_once_in_its_matched_place(by_name):
 @pytest.mark.parametrize("implementation", ["closed_form", "geomloss_tensorized"])
 def test_both_implementations_of_the_velocity_agree(config, implementation):
     """In float32 the two orders of summation differ in the fifth digit."""
-    x, y = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)), torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
+    x, y = (
+        torch.randn(32, 2, generator=torch.Generator().manual_seed(0)),
+        torch.randn(32, 2, generator=torch.Generator().manual_seed(1)),
+    )
     expected = make_velocity(config.sinkhorn)(x, y)
     found = make_velocity(config.sinkhorn.model_copy(update={"implementation": implementation}))(x, y)
     assert torch.allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
@@ -165,4 +178,8 @@ def test_time_is_an_input_of_the_velocity_field():
 
 
 def test_phase_modules_share_no_state():
-    assert not [name for name, value in vars(phases).items() if isinstance(value, (dict, list, set)) and not name.startswith("__")]
+    assert not [
+        name
+        for name, value in vars(phases).items()
+        if isinstance(value, (dict, list, set)) and not name.startswith("__")
+    ]

@@ -35,15 +35,34 @@ def test_every_claim_of_the_spec_is_judged_with_its_origin():
     spec = load_spec(PROJECT.spec)
     assert [claim["id"] for claim in RESULTS["claims"]] == [claim.id for claim in spec.claims]
     for claim in RESULTS["claims"]:
-        keys = {"id", "metric", "reported", "reproduced", "floor", "tolerance", "verdict", "commit", "config_hash", "machine", "seeds"}
+        keys = {
+            "id",
+            "metric",
+            "reported",
+            "reproduced",
+            "floor",
+            "tolerance",
+            "verdict",
+            "commit",
+            "config_hash",
+            "machine",
+            "seeds",
+        }
         assert keys <= claim.keys()
         if claim["verdict"] != "could not run":
             assert claim["commit"] and claim["config_hash"] and claim["machine"]
-            assert claim["reproduced"]["spread"] is not None and len(claim["reproduced"]["values"]) == len(claim["seeds"]) >= spec.seeds
+            assert (
+                claim["reproduced"]["spread"] is not None
+                and len(claim["reproduced"]["values"]) == len(claim["seeds"]) >= spec.seeds
+            )
 
 
 def test_no_claim_of_the_2d_experiments_is_left_undecided_for_want_of_a_run():
-    undecided = [claim["id"] for claim in RESULTS["claims"] if claim["experiment"].startswith("2d-") and claim["verdict"] == "could not run"]
+    undecided = [
+        claim["id"]
+        for claim in RESULTS["claims"]
+        if claim["experiment"].startswith("2d-") and claim["verdict"] == "could not run"
+    ]
     assert not undecided
 
 

@@ -41,7 +41,10 @@ def test_the_straight_flow_reaches_time_one():
 def test_sampling_converges_with_order_one():
     """dx/dt = x t from 1 ends at exp(1/2); the measured order is within 0.1 of one."""
     field = Field(lambda x, t: x * t[:, None])
-    errors = [abs(float(sample.straight_flow(field, torch.ones(1, 1, dtype=torch.float64), steps=n)[-1]) - math.exp(0.5)) for n in (40, 80, 160)]
+    errors = [
+        abs(float(sample.straight_flow(field, torch.ones(1, 1, dtype=torch.float64), steps=n)[-1]) - math.exp(0.5))
+        for n in (40, 80, 160)
+    ]
     orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
     assert all(abs(order - 1) < 0.1 for order in orders)
 
@@ -82,7 +85,14 @@ def test_algorithm_4_runs_its_three_networks_in_turn_and_counts_their_calls():
         return torch.tensor([0.5, 0.8])
 
     result = sample.nsgf_plus_plus(
-        velocity_field, straight, time_predictor, torch.zeros(2, 1), flow_steps=10, sinkhorn_steps=3, step_size=0.5, straight_flow_step=0.1
+        velocity_field,
+        straight,
+        time_predictor,
+        torch.zeros(2, 1),
+        flow_steps=10,
+        sinkhorn_steps=3,
+        step_size=0.5,
+        straight_flow_step=0.1,
     )
     assert [float(times[0]) for times in velocity_field.times] == pytest.approx([0.0, 0.1, 0.2])
     assert predictor_inputs[0].tolist() == [[3.0], [3.0]] and torch.equal(result.x_handover, predictor_inputs[0])

@@ -223,9 +223,7 @@ def test_potentials_equal_geomloss_potentials():
     """1e-9, with the constant that theory leaves free; GeomLoss returns them after one more softmin."""
     x, y = clouds(60, 2, m=50)
     p = sinkhorn.potentials(x, y, blur=0.5, scaling=0.8)
-    loss = SamplesLoss(
-        "sinkhorn", p=2, blur=0.5, scaling=0.8, debias=False, potentials=True, backend="tensorized"
-    )
+    loss = SamplesLoss("sinkhorn", p=2, blur=0.5, scaling=0.8, debias=False, potentials=True, backend="tensorized")
     f, g = loss(x, y)
     cost = torch.cdist(x, y) ** 2 / 2
     last_f = -p.eps * (((p.g - cost) / p.eps).logsumexp(1) - math.log(50))
@@ -250,7 +248,7 @@ def test_geomloss_velocity_leaves_gradients_as_they_were():
 
 def test_online_without_a_compiler_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(geomloss_velocity, "compiler", lambda: None)
-    with pytest.raises(RuntimeError, match="^backend \"online\" .* install g\\+\\+ or set CXX.*$"):
+    with pytest.raises(RuntimeError, match='^backend "online" .* install g\\+\\+ or set CXX.*$'):
         geomloss(*clouds(5, 2), 0.5, 0.8, "online")
 
 

@@ -52,7 +52,9 @@ def test_attention_16_is_a_downsample_factor(arguments, levels):
     with torch.device("meta"):
         net = UNet(**arguments)
     assert net.attention_levels == levels
-    assert {int(name.split("_")[1]) for way in (net.down, net.up) for name in way if name.startswith("attention")} == levels
+    assert {
+        int(name.split("_")[1]) for way in (net.down, net.up) for name in way if name.startswith("attention")
+    } == levels
 
 
 def test_heads_of_the_paper():
@@ -228,7 +230,10 @@ def test_skip_record_names_both_counts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(multipliers=[2, 3], channels=16, groups=32), "found 48 channels at level 1, expected a multiple of the 32 groups"),
+        (
+            dict(multipliers=[2, 3], channels=16, groups=32),
+            "found 48 channels at level 1, expected a multiple of the 32 groups",
+        ),
         (dict(channels=6, groups=4), "found 6 channels at level 0, expected a multiple of the 4 groups"),
         (dict(image_size=9), "found image size 9, expected a multiple of 2"),
         (dict(multipliers=[1, 2, 2], image_size=10), "found image size 10, expected a multiple of 4"),
@@ -248,7 +253,8 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
 
 
 @pytest.mark.parametrize(
-    ("x", "t"), [((2, 2, 8, 4), (2,)), ((2, 1, 8, 8), (2,)), ((2, 8, 8), (2,)), ((2, 2, 8, 8), (3,)), ((2, 2, 8, 8), (2, 1))]
+    ("x", "t"),
+    [((2, 2, 8, 4), (2,)), ((2, 1, 8, 8), (2,)), ((2, 8, 8), (2,)), ((2, 2, 8, 8), (3,)), ((2, 2, 8, 8), (2, 1))],
 )
 def test_images_or_times_of_another_shape_are_refused(x, t):
     with pytest.raises(ValueError, match=r"expected \(n, 2, 8, 8\) and \(n,\)"):

@@ -38,10 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="repro", description="Reproduce a paper: run its experiments, judge its claims.")
+    parser = argparse.ArgumentParser(
+        prog="repro", description="Reproduce a paper: run its experiments, judge its claims."
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="the experiments and their phases", description="Lists the experiments and their phases.")
+    listing = commands.add_parser(
+        "list", help="the experiments and their phases", description="Lists the experiments and their phases."
+    )
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=_list)
 
@@ -52,15 +56,33 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: repro run '2d-*' --seeds 0 1 2 --jobs 2 --resume",
     )
     run.add_argument("experiments", nargs="+", metavar="NAME", help="experiment, or a pattern such as '2d-*'")
-    run.add_argument("--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="one run per seed (default: 0)")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override every field that KEY matches; '*' is any one name")
+    run.add_argument(
+        "--seeds", nargs="+", type=_seed, default=[0], metavar="SEED", help="one run per seed (default: 0)"
+    )
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override every field that KEY matches; '*' is any one name",
+    )
     run.add_argument("--train-iters", type=_positive, metavar="N", help="short for --set 'phases.*.iterations=N'")
     run.add_argument("--resume", action="store_true", help="go on with runs that exist, skip finished ones")
     run.add_argument("--resume-phase", type=_positive, metavar="N", help="start phase N over, keep the earlier ones")
-    run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)")
+    run.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: runs)"
+    )
     run.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default: 1)")
-    run.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, or auto: cuda if there is one (default: auto)")
-    run.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what would run, write nothing")
+    run.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, or auto: cuda if there is one (default: auto)",
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and what would run, write nothing"
+    )
     run.set_defaults(command=_run)
 
     report = commands.add_parser(
@@ -69,8 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Judges every claim of spec.yaml and writes results.json, README.md and figures.",
         epilog="example: repro report --runs runs",
     )
-    report.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are (default: runs)")
-    report.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: the project's reports folder)")
+    report.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are (default: runs)"
+    )
+    report.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the report goes (default: the project's reports folder)"
+    )
     report.add_argument("--title", default="Results", help="title of the page")
     report.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     report.set_defaults(command=_report)
@@ -82,12 +108,19 @@ def _list(options: argparse.Namespace) -> int:
     experiments = {}
     for name, path in project.experiments().items():
         config, _ = load(project.method.config, path)
-        experiments[name] = {phase.name: phase.iterations for phase in project.method.phases(config, torch.device("cpu"))}
+        experiments[name] = {
+            phase.name: phase.iterations for phase in project.method.phases(config, torch.device("cpu"))
+        }
     if options.json:
         print(json.dumps(experiments, indent=1))
     else:
         for name, phases in experiments.items():
-            print(f"{name}: " + ", ".join(f"{number} {phase} ({steps} steps)" for number, (phase, steps) in enumerate(phases.items(), start=1)))
+            print(
+                f"{name}: "
+                + ", ".join(
+                    f"{number} {phase} ({steps} steps)" for number, (phase, steps) in enumerate(phases.items(), start=1)
+                )
+            )
     return EXIT_OK
 
 
@@ -112,7 +145,9 @@ def _run(options: argparse.Namespace) -> int:
         taken = [run_folder(options.runs, one.experiment, seed) for one in plans for seed in options.seeds]
         taken = [str(folder) for folder in taken if holds_run(folder)]
         if taken:
-            raise BadInput(f"{taken[0]}: found a run, expected none; continue with --resume or choose another folder with --runs")
+            raise BadInput(
+                f"{taken[0]}: found a run, expected none; continue with --resume or choose another folder with --runs"
+            )
     passed = [*(f"--set={override}" for override in overrides), "--device", options.device]
     passed += ["--resume"] if options.resume else []
     passed += ["--resume-phase", str(options.resume_phase)] if options.resume_phase else []
@@ -142,7 +177,9 @@ def _names(project: Project, patterns: list[str]) -> list[str]:
     for pattern in patterns:
         found = [name for name in known if fnmatchcase(name, pattern)]
         if not found:
-            raise BadInput(f"{project.root / 'configs'}: found no experiment '{pattern}', expected one of: {', '.join(known)}")
+            raise BadInput(
+                f"{project.root / 'configs'}: found no experiment '{pattern}', expected one of: {', '.join(known)}"
+            )
         names += [name for name in found if name not in names]
     return names
 
@@ -155,7 +192,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BadInput(refusal) from None
-    if device.type not in ("cpu", "cuda") or (device.index or 0) >= (torch.cuda.device_count() if device.type == "cuda" else 1):
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= (
+        torch.cuda.device_count() if device.type == "cuda" else 1
+    ):
         raise BadInput(refusal)
     return device
 

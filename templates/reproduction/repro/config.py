@@ -68,7 +68,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
         if not isinstance(key, str):
             raise yaml.MarkedYAMLError(problem=f"found the key {key!r}, expected text", problem_mark=node.start_mark)
         if keys.count(key) > 1:
-            raise yaml.MarkedYAMLError(problem=f"found the key '{key}' twice, expected once", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"found the key '{key}' twice, expected once", problem_mark=node.start_mark
+            )
     return loader.construct_mapping(node, deep=True)
 
 
@@ -132,13 +134,19 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
         data = data.model_dump(mode="json")
     if not isinstance(data, dict):
         return {prefix: data}
-    return {key: leaf for name, child in data.items() for key, leaf in flatten(child, f"{prefix}.{name}" if prefix else name).items()}
+    return {
+        key: leaf
+        for name, child in data.items()
+        for key, leaf in flatten(child, f"{prefix}.{name}" if prefix else name).items()
+    }
 
 
 def differences(before: Any, after: Any) -> list[Change]:
     """The leaves in which two configurations differ."""
     left, right = flatten(before), flatten(after)
-    return [Change(key, left.get(key), right.get(key)) for key in sorted({*left, *right}) if left.get(key) != right.get(key)]
+    return [
+        Change(key, left.get(key), right.get(key)) for key in sorted({*left, *right}) if left.get(key) != right.get(key)
+    ]
 
 
 def _override(data: dict, override: str) -> list[Change]:
@@ -149,7 +157,9 @@ def _override(data: dict, override: str) -> list[Change]:
     value = parse_yaml(text, f"--set {override}")
     places = list(_places(data, pattern.split("."), ""))
     if not places:
-        raise BadInput(f"--set {override}: found no field '{pattern}', expected one of this configuration{_hint(pattern, flatten(data))}")
+        raise BadInput(
+            f"--set {override}: found no field '{pattern}', expected one of this configuration{_hint(pattern, flatten(data))}"
+        )
     changes = [Change(key, parent[name], value) for parent, name, key in places if parent[name] != value]
     for parent, name, _ in places:
         parent[name] = value

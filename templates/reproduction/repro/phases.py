@@ -93,7 +93,9 @@ def run_phase(
     return _load_finished(phase, finished, identity, device)
 
 
-def _train(phase: Phase, folder: Path, finished: Path, identity: dict, seed: int, device: torch.device, pace: Pace) -> None:
+def _train(
+    phase: Phase, folder: Path, finished: Path, identity: dict, seed: int, device: torch.device, pace: Pace
+) -> None:
     running = folder / "running.safetensors"
     _start_peak_memory(device)
     seed_global_generators(seed, phase.name, "initialise")
@@ -143,7 +145,11 @@ def _load_finished(phase: Phase, path: Path, identity: dict, device: torch.devic
     model.load_state_dict(state["model"])
     curve = [tuple(point) for point in state["curve"]]
     return PhaseResult(
-        model.to(device).eval().requires_grad_(False), curve, state["wall_s"], state["prepare_s"], state["peak_device_bytes"]
+        model.to(device).eval().requires_grad_(False),
+        curve,
+        state["wall_s"],
+        state["prepare_s"],
+        state["peak_device_bytes"],
     )
 
 

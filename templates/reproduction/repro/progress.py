@@ -9,4 +9,6 @@ from tqdm import tqdm
 
 def progress(steps: Iterable, label: str, total: int | None = None, initial: int = 0) -> tqdm:
     """`steps` with a bar. `disable=None` makes tqdm silent when standard error is no terminal."""
-    return tqdm(steps, desc=label, total=total, initial=initial, delay=2.0, disable=None, leave=False, dynamic_ncols=True)
+    return tqdm(
+        steps, desc=label, total=total, initial=initial, delay=2.0, disable=None, leave=False, dynamic_ncols=True
+    )

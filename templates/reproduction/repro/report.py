@@ -89,7 +89,9 @@ def read_records(store: Path) -> list[dict]:
             record = json.loads(path.read_text(encoding="utf-8"))
             record["experiment"], record["seed"], record["metrics"], record["claims"], record["departures"]
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path}: found no run record ({type(error).__name__}: {error}), expected one that `repro run` wrote") from None
+            raise BadInput(
+                f"{path}: found no run record ({type(error).__name__}: {error}), expected one that `repro run` wrote"
+            ) from None
         records.append(record)
     return sorted(records, key=lambda record: (record["experiment"], record["seed"]))
 
@@ -206,7 +208,11 @@ def _claims_table(judgements: list[Judgement]) -> str:
 def _runs_table(records: Sequence[dict]) -> str:
     if not records:
         return "## Runs\n\nNone yet.\n"
-    lines = ["## Runs\n", "| experiment | seed | minutes | peak host MiB | configuration | commit | machine |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "## Runs\n",
+        "| experiment | seed | minutes | peak host MiB | configuration | commit | machine |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for record in records:
         lines.append(
             f"| {record['experiment']} | {record['seed']} | {sum(record['wall_s'].values()) / 60:.1f} | {record['peak_host_mib']:.0f} "
@@ -217,9 +223,15 @@ def _runs_table(records: Sequence[dict]) -> str:
 
 
 def _settings_table(spec: Spec) -> str:
-    lines = ["## Settings and where they come from\n", "| setting | experiments | value | origin | alternatives | why |", "|---|---|---|---|---|---|"]
+    lines = [
+        "## Settings and where they come from\n",
+        "| setting | experiments | value | origin | alternatives | why |",
+        "|---|---|---|---|---|---|",
+    ]
     for s in spec.settings:
-        lines.append(f"| {s.name} | `{s.experiments}` | {s.value} | {s.origin}: {s.where} | {'; '.join(s.alternatives) or 'none'} | {s.why} |")
+        lines.append(
+            f"| {s.name} | `{s.experiments}` | {s.value} | {s.origin}: {s.where} | {'; '.join(s.alternatives) or 'none'} | {s.why} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -45,16 +45,22 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
     """Reads and checks configuration and spec. Raises BadInput; writes nothing."""
     known = project.experiments()
     if experiment not in known:
-        raise BadInput(f"{project.root / 'configs'}: found no experiment '{experiment}', expected one of: {', '.join(known)}")
+        raise BadInput(
+            f"{project.root / 'configs'}: found no experiment '{experiment}', expected one of: {', '.join(known)}"
+        )
     path = known[experiment]
     shipped, _ = load(project.method.config, path)
     if shipped.experiment != experiment:
-        raise BadInput(f"{path}: experiment: found '{shipped.experiment}', expected '{experiment}', the name of the file")
+        raise BadInput(
+            f"{path}: experiment: found '{shipped.experiment}', expected '{experiment}', the name of the file"
+        )
     spec = load_spec(project.spec)
     check_experiment(spec, project.spec, experiment, shipped, path)
     config, changes = load(project.method.config, path, overrides)
     if config.experiment != experiment:
-        raise BadInput(f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden")
+        raise BadInput(
+            f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden"
+        )
     departures = differences(shipped, config)
     return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment))
 
@@ -99,7 +105,10 @@ def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: boo
     evaluation_s = time.perf_counter() - began
 
     # Clones, because safetensors refuses tensors that share memory, as a path and its last point may.
-    save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in evaluation.tensors.items()}, folder / TENSORS)
+    save_file(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in evaluation.tensors.items()},
+        folder / TENSORS,
+    )
     record = {
         "experiment": plan.experiment,
         "seed": seed,
@@ -108,13 +117,16 @@ def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: boo
         "departures": [str(change) for change in plan.departures],
         "claims": plan.claims,
         **info,
-        "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()} | {"evaluate": round(evaluation_s, 2)},
+        "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()}
+        | {"evaluate": round(evaluation_s, 2)},
         "prepare_s": {name: round(result.prepare_s, 2) for name, result in results.items()},
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
         "peak_host_mib": round(peak_host_bytes() / 2**20, 1),
         "peak_device_mib": {name: round(result.peak_device_bytes / 2**20, 1) for name, result in results.items()},
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
-        "curves": {name: [(step, float(f"{loss:.6g}")) for step, loss in result.curve] for name, result in results.items()},
+        "curves": {
+            name: [(step, float(f"{loss:.6g}")) for step, loss in result.curve] for name, result in results.items()
+        },
     }
     _write_text(folder / RECORD, _one_key_per_line(record))
     return folder
@@ -134,7 +146,18 @@ def execute_many(
         experiment, seed = task
         folder = run_folder(runs, experiment, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "repro", "run", experiment, "--seeds", str(seed), "--runs", str(runs), *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "repro",
+            "run",
+            experiment,
+            "--seeds",
+            str(seed),
+            "--runs",
+            str(runs),
+            *arguments,
+        ]
         log = folder / "output.log"
         with log.open("ab") as output:
             code = subprocess.run(
@@ -175,16 +198,23 @@ def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, r
         for number, phase in enumerate(phases[: resume_phase - 1], start=1):
             needed = _phase_folder(folder, number, phase) / "model.safetensors"
             if not needed.exists():
-                raise BadInput(f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} ({phase.name}) to be finished")
+                raise BadInput(
+                    f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} ({phase.name}) to be finished"
+                )
     if not holds_run(folder):
         return
     if not resume and resume_phase is None:
-        raise BadInput(f"{folder}: found a run, expected none; continue it with --resume or choose another folder with --runs")
+        raise BadInput(
+            f"{folder}: found a run, expected none; continue it with --resume or choose another folder with --runs"
+        )
     before, _ = load(plan.project.method.config, folder / CONFIG)
     changed = differences(before, plan.config)
     if changed:
         raise BadInput(
-            *(f"{folder / CONFIG}: {change.key}: found {change.before!r}, expected {change.after!r} as configured now" for change in changed)
+            *(
+                f"{folder / CONFIG}: {change.key}: found {change.before!r}, expected {change.after!r} as configured now"
+                for change in changed
+            )
         )
 
 
@@ -211,5 +241,3 @@ def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-

@@ -126,7 +126,9 @@ def check_experiment(spec: Spec, spec_path: Path, experiment: str, config: Secti
     problems = []
     if not spec.claims_of(experiment):
         known = ", ".join(sorted({claim.experiment for claim in spec.claims}))
-        problems.append(f"{config_path}: experiment: found '{experiment}', expected one that {spec_path} claims something of: {known}")
+        problems.append(
+            f"{config_path}: experiment: found '{experiment}', expected one that {spec_path} claims something of: {known}"
+        )
     leaves = flatten(config)
     for setting in spec.settings:
         if setting.key is None or not fnmatchcase(experiment, setting.experiments):
