@@ -36,8 +36,8 @@ demo: $(READY) ## a short run of every 2-D experiment, judged and shown on the b
 	$(BIN)/repro report --runs runs/demo --out $(DEMO_REPORT) --title "Your demo run" > /dev/null
 	@$(MAKE) --no-print-directory site
 	@echo
-	@echo "Your run:              site/$(DEMO_REPORT)/README.html"
-	@echo "The full runs:         site/reference_impl/reports/README.html"
+	@echo "Your run:              site/$(DEMO_REPORT)/index.html"
+	@echo "The full runs:         site/reference_impl/reports/index.html"
 	@echo "To read them:          make serve, then http://localhost:$(PORT)"
 
 test: $(READY) ## the tests
@@ -52,7 +52,7 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 
 site: $(READY) ## build the site into site/
 	@[ -f $(DEMO_REPORT)/README.md ] || { mkdir -p $(DEMO_REPORT); printf '# Your demo run\n\nNone yet on this machine. `make demo` makes one.\n' > $(DEMO_REPORT)/README.md; }
-	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 serve: ## serve the built site on http://localhost:8000 (PORT=... for another)
 	@[ -f site/index.html ] || { echo "make: found no site/index.html; run make demo or make site first" >&2; exit 2; }

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from nsgf.data import LAWS
-from repro.config import Section
+from repro.config import RunConfig, Section
 
 Law = Literal[LAWS]
 
@@ -103,18 +103,9 @@ class EvaluationProtocol(Section):
     path_points: NonNegativeInt
 
 
-class PaceOfRun(Section):
-    """How often a phase logs its loss and saves its state, in steps."""
-
-    log_every: PositiveInt
-    checkpoint_every: PositiveInt
-
-
-class Config(Section):
-    experiment: str
+class Config(RunConfig):
     data: Data
     sinkhorn: Sinkhorn
     phases: Phases
     nsgf_plus_plus: PlusPlus
     evaluation: EvaluationProtocol
-    pace: PaceOfRun

@@ -5,6 +5,7 @@ Phases 2 and 3 train on independent source and target points, never on the outpu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class VelocityField(NSGFPhase):
         self.velocity = make_velocity(sinkhorn_config)
         self.pool: Pool | None = None
 
-    def prepare(self, seed: int, scratch: Path) -> None:
+    def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
         path = scratch / "pool.safetensors"
         try:
             self.pool = Pool.load(path)

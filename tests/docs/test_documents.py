@@ -24,6 +24,14 @@ import yaml
 from repro.config import flatten, read_yaml
 
 ROOT = Path(__file__).parents[2]
+TOP_PAGES = {
+    "README.md",
+    "SKILL.md",
+    "LEARNING.md",
+    "TODO.md",
+    "reference_impl/README.md",
+    "templates/reproduction/README.md",
+}
 REFS = sorted((ROOT / "refs").glob("*.md"))
 WITH_CODE = [ROOT / "SKILL.md", ROOT / "LEARNING.md", ROOT / "README.md", *REFS]
 LINKED = [
@@ -162,8 +170,7 @@ def anchors(text: str) -> set[str]:
 
 def is_published(path: str) -> bool:
     """Whether the whitelist of mkdocs.yml lets this file into the site."""
-    pages = ("README.md", "SKILL.md", "LEARNING.md", "TODO.md", "reference_impl/README.md", "templates/README.md")
-    return path in pages or path.startswith(("refs/", "reference_impl/reports/"))
+    return path in TOP_PAGES or path.startswith(("refs/", "reference_impl/reports/"))
 
 
 def broken_links(text: str, page: str, read: Callable[[str], str | None]) -> list[str]:
@@ -366,14 +373,7 @@ def test_skill_is_valid():
 
 
 def test_every_page_is_in_the_navigation():
-    pages = {
-        "README.md",
-        "SKILL.md",
-        "LEARNING.md",
-        "TODO.md",
-        "reference_impl/README.md",
-        "reference_impl/reports/README.md",
-    }
+    pages = TOP_PAGES | {"reference_impl/reports/README.md"}
     assert (
         navigation_problems(
             (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), pages | {relative(page) for page in REFS}

@@ -71,7 +71,7 @@ def site(tmp_path_factory):
     (source / DEMO_PAGE).parent.mkdir(parents=True, exist_ok=True)
     (source / DEMO_PAGE).write_text("# Your demo run\n\nNone yet.\n")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True, text=True)
     return out
 

@@ -86,8 +86,69 @@ def test_resume_of_a_finished_run_changes_nothing(project, capsys):
 def test_resume_with_another_configuration_is_refused_with_the_difference(project, capsys):
     assert main(["run", "toy"]) == 0
     capsys.readouterr()
-    write_yaml(project / "configs" / "toy.yaml", {**CONFIG, "pace": {"log_every": 4, "checkpoint_every": 5}})
-    assert "pace.log_every: found 3, expected 4" in refused(project, capsys, "run", "toy", "--resume")
+    write_yaml(
+        project / "configs" / "toy.yaml",
+        {**CONFIG, "phases": {**CONFIG["phases"], "line": {**CONFIG["phases"]["line"], "batch_size": 9}}},
+    )
+    found = refused(project, capsys, "run", "toy", "--resume")
+    assert "phases.line.batch_size: found 8, expected 9 as configured now; repeat the options of the run" in found
+
+
+def test_the_pace_may_change_between_sessions_and_costs_no_verdict(project, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Constant, "loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["run", "toy"]) == 130
+    assert main(["run", "toy", "--resume", "--set", "pace.checkpoint_every=2"]) == 0
+    assert record(project)["departures"] == []
+
+
+def test_a_resume_says_where_it_goes_on(project, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Constant, "loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["run", "toy"]) == 130
+    capsys.readouterr()
+    assert main(["run", "toy", "--resume"]) == 0
+    assert capsys.readouterr().err == "runs/toy/seed-0: goes on at phase 2 constant, from its beginning\n"
+
+
+def test_a_later_phase_is_given_the_earlier_networks_frozen(project, monkeypatch):
+    given = {}
+    monkeypatch.setattr(Constant, "prepare", lambda self, seed, scratch, earlier: given.update(earlier))
+    assert main(["run", "toy"]) == 0
+    assert list(given) == ["line"] and not given["line"].training
+    assert not any(parameter.requires_grad for parameter in given["line"].parameters())
+
+
+def test_a_claim_whose_metric_was_not_measured_is_named_with_the_likely_one(project, capsys):
+    spec = {**SPEC, "claims": [{**SPEC["claims"][0], "metric": "constant.valu"}]}
+    write_yaml(project / "spec.yaml", spec)
+    assert main(["run", "toy"]) == 0
+    assert (
+        "claim constant: found metric 'constant.valu', which no evaluation gave; did you mean 'constant.value'?"
+        in capsys.readouterr().err
+    )
+
+
+def test_another_kit_than_the_one_beside_the_method_is_refused(project, capsys):
+    (project / "repro").mkdir()
+    (project / "repro" / "__init__.py").write_text("")
+    found = refused(project, capsys, "run", "toy")
+    assert "found the kit of" in found and f"expected {project / 'repro'}; use python -m repro" in found
+
+
+def test_a_configuration_without_a_pace_is_refused_before_anything_is_written(project, capsys):
+    write_yaml(project / "configs" / "toy.yaml", {key: value for key, value in CONFIG.items() if key != "pace"})
+    assert "pace: found nothing, expected a value" in refused(project, capsys, "run", "toy")
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_refused(project, capsys, name):
+    (project / "file").write_text("")
+    assert "expected a folder that can be made" in refused(project, capsys, "run", "toy", "--runs", name)
+
+
+def test_a_report_of_runs_that_are_not_there_is_refused(project, capsys):
+    assert "--runs: found no folder nowhere" in refused(project, capsys, "report", "--runs", "nowhere")
 
 
 def test_resume_after_a_kill_in_the_second_phase_gives_the_same_run(project, monkeypatch, capsys):
@@ -155,7 +216,7 @@ def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, m
         (["run", "toy", "--set", "phases.*.iteration=3"], "found no field 'phases.*.iteration'"),
         (["run", "toy", "--set", "pool_size=many"], 'pool_size: found "many", expected a valid integer'),
         (["run", "toy", "--set", "experiment=other"], "experiment: found 'other', expected 'toy'"),
-        (["run", "toy", "--device", "cuda:77"], "--device: found 'cuda:77', expected cpu, cuda, cuda:N"),
+        (["run", "toy", "--device", "cuda:77"], "--device: found 'cuda:77', expected cpu"),
         (["run", "toy", "--device", "abacus"], "--device: found 'abacus'"),
     ],
 )
@@ -177,7 +238,8 @@ def test_bad_options_are_refused_in_one_line(project, capsys, arguments, expecte
 def test_bad_usage_exits_with_2(project, capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
-    assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert caught.value.code == 2 and "--help" in line and "_positive" not in line
 
 
 def test_a_config_that_contradicts_the_spec_is_refused(project, capsys):
@@ -242,7 +304,8 @@ def test_a_report_comes_out_the_same_from_the_stored_records(project, capsys):
     assert main(["run", "toy"]) == 0
     assert main(["report"]) == 0
     first = (project / "reports" / "results.json").read_bytes()
-    assert main(["report", "--runs", "nowhere"]) == 0
+    (project / "runs").rename(project / "elsewhere")
+    assert main(["report"]) == 0
     assert (project / "reports" / "results.json").read_bytes() == first
 
 

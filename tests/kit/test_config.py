@@ -52,6 +52,14 @@ def test_an_override_that_matches_nothing_says_what_was_meant(path):
     assert "did you mean 'phases.line.iterations'?" in found
 
 
+def test_a_misspelt_pattern_is_answered_with_a_pattern(path):
+    assert "did you mean 'phases.*.iterations'?" in problem(lambda: load(Config, path, ["phases.*.iteration=5"]))
+
+
+def test_an_override_to_the_same_value_is_no_change(path):
+    assert load(Config, path, ["pool_size=64"])[1] == []
+
+
 @pytest.mark.parametrize("override", ["pool_size", "=3", ""])
 def test_an_override_without_a_value_is_refused(path, override):
     assert "expected key=value" in problem(lambda: load(Config, path, [override]))

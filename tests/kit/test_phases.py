@@ -6,9 +6,9 @@ from toy_method import Config, Line
 from toy_project import CONFIG
 
 from repro import checkpoint
-from repro.config import validate
+from repro.config import Pace, validate
 from repro.errors import BadInput, RunFailed
-from repro.phases import Pace, run_phase
+from repro.phases import run_phase
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,7 @@ def train(config, folder, **changes):
         "seed": 1,
         "device": CPU,
         "pace": Pace(log_every=3, checkpoint_every=5),
+        "earlier": {},
         **changes,
     }
     return run_phase(Line(config), folder=folder, **arguments)
@@ -100,7 +101,11 @@ def test_a_state_of_another_configuration_is_refused(config, tmp_path):
 
 
 def test_the_curve_has_every_logged_step_and_the_last(config, tmp_path):
-    assert [step for step, _ in train(config, tmp_path, pace=Pace(5, 100)).curve] == [5, 10, 12]
+    assert [step for step, _ in train(config, tmp_path, pace=Pace(log_every=5, checkpoint_every=100)).curve] == [
+        5,
+        10,
+        12,
+    ]
 
 
 def test_a_line_cut_short_by_a_kill_is_dropped(config, tmp_path):

@@ -6,7 +6,7 @@ from toy_project import SPEC
 
 from repro.config import validate
 from repro.errors import BadInput
-from repro.report import judge_all, read_records
+from repro.report import collect, judge_all, read_records
 from repro.spec import Spec, claim_hashes
 
 
@@ -85,7 +85,44 @@ def test_a_tolerance_changed_after_the_run_never_counts():
 
 def test_too_few_seeds_decide_nothing():
     judgement = verdict(spec(), 3.0)
-    assert judgement.verdict == "inconclusive" and judgement.reason == "1 of 2 seeds"
+    assert judgement.verdict == "inconclusive" and judgement.reason == "no run of seed 1"
+
+
+def test_seeds_beyond_the_planned_ones_do_not_count():
+    """The planned seeds 0 and 1 give 3.0; seed 2, added later, would make the claim fail."""
+    judgement = verdict(spec(), 3.0, 3.0, 700.0)
+    assert judgement.verdict == "reproduced" and judgement.seeds == [0, 1]
+
+
+def test_other_seeds_do_not_stand_in_for_the_planned_ones():
+    claim = spec()
+    records = [record(claim, seed, {"constant.value": 3.0}) for seed in (0, 7, 8)]
+    assert judge_all(claim, records)[0].reason == "no run of seed 1"
+
+
+def test_a_ratio_to_zero_is_no_value():
+    claim = spec(metric="a", divided_by="b")
+    assert (
+        judge_all(claim, [record(claim, seed, {"a": 1.0, "b": 0.0}) for seed in (0, 1)])[0].verdict == "could not run"
+    )
+
+
+def test_a_shortened_run_does_not_take_the_place_of_a_full_one(tmp_path):
+    claim = spec()
+
+    def run(runs, departures):
+        path = tmp_path / runs / "toy" / "seed-0" / "record.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record(claim, 0, {}, departures=departures)))
+        return tmp_path / runs
+
+    full, short = run("full", []), run("short", ["phases.line.iterations: 12 -> 5"])
+    collect(full, tmp_path / "reports")
+    with pytest.raises(
+        BadInput, match="found a shortened or altered run, expected none in the place of the full one .*--out"
+    ):
+        collect(short, tmp_path / "reports")
+    assert collect(full, tmp_path / "reports")[0]["departures"] == []
 
 
 def test_seeds_that_disagree_decide_nothing():

@@ -40,6 +40,24 @@ def test_claim_ids_are_unique():
     assert "found twice: constant" in refused(lambda data: data["claims"].append(data["claims"][0]))
 
 
+def test_a_relative_tolerance_needs_a_reported_value_other_than_zero():
+    assert "use at_most" in refused(lambda data: data["claims"][0].update(reported=0.0))
+    assert spec(lambda data: data["claims"][0].update(reported=0.0, kind="at_most")).claims[0].reported == 0
+
+
+def test_a_number_where_text_belongs_says_what_to_do():
+    assert "found 2006.11239, expected a valid string; put it in quotes" in refused(
+        lambda data: data["paper"].update(arxiv=2006.11239)
+    )
+
+
+def test_a_setting_whose_key_matches_no_field_is_named(tmp_path):
+    config = validate(Config, CONFIG, "toy.yaml")
+    misspelt = spec(lambda data: data["settings"][0].update(key="pool_sise"))
+    with pytest.raises(BadInput, match="setting 'pool': key: found 'pool_sise', expected a field of toy.yaml"):
+        check_experiment(misspelt, tmp_path / "spec.yaml", "toy", config, "toy.yaml")
+
+
 def test_an_origin_is_one_of_five():
     assert "settings.0.origin" in refused(lambda data: data["settings"][0].update(origin="common knowledge"))
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
-from repro.config import Section
+from repro.config import RunConfig, Section
 from repro.method import Evaluation, Method
 from repro.phases import Phase
 from repro.pool import Pool
@@ -24,16 +24,9 @@ class Phases(Section):
     constant: Training
 
 
-class PaceOfRun(Section):
-    log_every: PositiveInt
-    checkpoint_every: PositiveInt
-
-
-class Config(Section):
-    experiment: str
+class Config(RunConfig):
     pool_size: PositiveInt
     phases: Phases
-    pace: PaceOfRun
 
 
 class Line(Phase):
@@ -47,7 +40,7 @@ class Line(Phase):
     def make_optimiser(self, model):
         return torch.optim.Adam(model.parameters(), lr=self.config.phases.line.learning_rate)
 
-    def prepare(self, seed: int, scratch: Path):
+    def prepare(self, seed: int, scratch: Path, earlier):
         self.pool = Pool(self.config.pool_size, {"x": (1,), "y": (1,)})
         x = torch.randn(self.config.pool_size, 1, generator=generator(seed, "pool"))
         self.pool.add(x=x, y=2 * x + 1)

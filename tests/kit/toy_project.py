@@ -22,7 +22,7 @@ SPEC = {
         "url": "https://arxiv.org/abs/0000.00000",
     },
     "level": "conceptual",
-    "seeds": 2,
+    "seeds": [0, 1],
     "tolerances": {"wide": {"reproduced": 0.5, "close": 1.0, "why": "chosen for the test"}},
     "claims": [
         {

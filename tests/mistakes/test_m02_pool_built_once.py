@@ -76,7 +76,7 @@ def check_phase(project, storages, folder):
         ]
         config, _ = load(Config, project.experiments()["2d-moons"], settings)
         phase = make_phases(config, torch.device("cpu"))[0]
-        phase.prepare(0, folder / str(batches))
+        phase.prepare(0, folder / str(batches), {})
         model = phase.make_model()
         made[32 * batches] = bytes_made(storages, lambda: phase.loss(model, torch.Generator().manual_seed(0)))
     assert len(set(made.values())) == 1, f"a step of phase 1 allocates by the size of the pool: {made} bytes"

@@ -26,7 +26,7 @@ def check(project, folder, sizes=DIFFERENT):
         model.register_forward_hook(lambda _, inputs, output: got.extend(map(len, (*inputs, output))))
         scratch = folder / phase.name
         scratch.mkdir()
-        phase.prepare(0, scratch)
+        phase.prepare(0, scratch, {})
         try:
             for step in range(2):
                 phase.loss(model, torch.Generator().manual_seed(step))

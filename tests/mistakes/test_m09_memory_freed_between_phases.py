@@ -12,8 +12,8 @@ import torch
 from nsgf.config import Config
 from nsgf.phases import NSGFPhase, VelocityField, make_phases
 from repro import phases
-from repro.config import load
-from repro.phases import Pace, run_phase
+from repro.config import Pace, load
+from repro.phases import run_phase
 
 TINY = [
     "phases.*.iterations=3",
@@ -61,7 +61,13 @@ def check(project, folder):
     for number, phase in enumerate(every):
         made = spied(phase)
         result = run_phase(
-            phase, folder=folder / str(number), identity={}, seed=0, device=torch.device("cpu"), pace=Pace(1, 2)
+            phase,
+            folder=folder / str(number),
+            identity={},
+            seed=0,
+            device=torch.device("cpu"),
+            pace=Pace(log_every=1, checkpoint_every=2),
+            earlier={},
         )
         expected = 6 if isinstance(phase, VelocityField) else 3
         assert len(made) == expected, f"{phase.name}: watched only {list(made)}"

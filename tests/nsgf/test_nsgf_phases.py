@@ -85,7 +85,7 @@ def test_every_minibatch_of_the_pool_has_points_of_its_own(by_name):
 
 def test_phase_1_regresses_the_stored_velocity(by_name, tmp_path):
     phase = by_name["velocity_field"]
-    phase.prepare(5, tmp_path)
+    phase.prepare(5, tmp_path, {})
     network = Recorder()
     loss = phase.loss(network, torch.Generator().manual_seed(0))
     batch = phase.pool.sample(32, torch.Generator().manual_seed(0))
@@ -95,10 +95,10 @@ def test_phase_1_regresses_the_stored_velocity(by_name, tmp_path):
 
 def test_a_pool_that_was_built_is_not_built_again(by_name, tmp_path, monkeypatch):
     phase = by_name["velocity_field"]
-    phase.prepare(5, tmp_path)
+    phase.prepare(5, tmp_path, {})
     before = phase.pool
     monkeypatch.setattr(type(phase), "build_pool", None)
-    phase.prepare(5, tmp_path)
+    phase.prepare(5, tmp_path, {})
     assert torch.equal(phase.pool._columns["v_t"], before._columns["v_t"])
 
 

@@ -37,10 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="repro", description="Reproduce a paper: run its experiments, judge its claims."
-    )
+def _parser() -> _Parser:
+    parser = _Parser(prog="repro", description="Reproduce a paper: run its experiments, judge its claims.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     listing = commands.add_parser(
@@ -91,9 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Judges every claim of spec.yaml and writes results.json, README.md and figures.",
         epilog="example: repro report --runs runs",
     )
-    report.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are (default: runs)"
-    )
+    report.add_argument("--runs", type=Path, metavar="DIR", help="where the runs are (default: runs, if it is there)")
     report.add_argument(
         "--out", type=Path, metavar="DIR", help="where the report goes (default: the project's reports folder)"
     )
@@ -161,7 +157,9 @@ def _run(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     project = find_project(Path.cwd())
     out = options.out or project.reports
-    judgements = write_report(project, options.runs, out, options.title)
+    if options.runs is not None and not options.runs.is_dir():
+        raise BadInput(f"--runs: found no folder {options.runs}, expected one that `repro run` wrote")
+    judgements = write_report(project, options.runs or Path("runs"), out, options.title)
     if options.json:
         print(json.dumps({judgement.id: judgement.verdict for judgement in judgements}, indent=1))
     else:
@@ -187,7 +185,8 @@ def _names(project: Project, patterns: list[str]) -> list[str]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    refusal = f"--device: found '{name}', expected cpu, cuda, cuda:N with N below {torch.cuda.device_count()}, or auto"
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    refusal = f"--device: found '{name}', expected {', '.join(devices)} or auto"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -200,14 +199,24 @@ def _device(name: str) -> torch.device:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at least 1")
-    return value
+    return _whole(text, 1)
 
 
 def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at least 0")
-    return value
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number of at least {least}")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, as everywhere else; no abbreviated options."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments, allow_abbrev=False)
+
+    def error(self, message: str):
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from repro.errors import BadInput
 
@@ -25,6 +25,20 @@ class Section(BaseModel):
     """A frozen group of fields. Unknown keys and wrong types are refused; nothing is coerced."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Pace(Section):
+    """How often a phase logs its loss and saves its state, in steps. It shapes no result."""
+
+    log_every: PositiveInt
+    checkpoint_every: PositiveInt
+
+
+class RunConfig(Section):
+    """What the kit needs of every configuration. A method's own one adds its fields, `phases` among them."""
+
+    experiment: str
+    pace: Pace
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -141,6 +155,11 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def shaping(config: RunConfig) -> dict[str, Any]:
+    """The plain data of what shapes a result: everything but the pace."""
+    return config.model_dump(mode="json", exclude={"pace"})
+
+
 def differences(before: Any, after: Any) -> list[Change]:
     """The leaves in which two configurations differ."""
     left, right = flatten(before), flatten(after)
@@ -158,12 +177,23 @@ def _override(data: dict, override: str) -> list[Change]:
     places = list(_places(data, pattern.split("."), ""))
     if not places:
         raise BadInput(
-            f"--set {override}: found no field '{pattern}', expected one of this configuration{_hint(pattern, flatten(data))}"
+            f"--set {override}: found no field '{pattern}', expected one of this configuration{_hint(pattern, _patterns(data))}"
         )
     changes = [Change(key, parent[name], value) for parent, name, key in places if parent[name] != value]
     for parent, name, _ in places:
         parent[name] = value
     return changes
+
+
+def _patterns(data: dict) -> list[str]:
+    """What could have been meant: every field, and every field with one name of its path replaced by `*`."""
+    found = {}
+    for key in flatten(data):
+        names = key.split(".")
+        for index in range(1, len(names) - 1):
+            found[".".join([*names[:index], "*", *names[index + 1 :]])] = None
+        found[key] = None
+    return list(found)
 
 
 def _places(node: Any, pattern: list[str], prefix: str):
@@ -183,7 +213,9 @@ def _problem(error: dict, model: type[Section], source: str) -> str:
         return f"{source}: {key}: found an unknown key, expected {', '.join(siblings) or 'none here'}{_hint(str(error['loc'][-1]), siblings)}"
     if error["type"] == "missing":
         return f"{source}: {key}: found nothing, expected a value"
-    expected = re.sub(r"^(Input should be|Value error,) ?", "", error["msg"])
+    expected = re.sub(r"^(Input should be|Value error,) ?", "", error["msg"]).replace("an object", "a mapping")
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        expected += "; put it in quotes"
     return f"{source}: {key}: found {_kind(error['input'])}, expected {expected}"
 
 

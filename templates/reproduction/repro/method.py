@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.config import Section
+import repro
+from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.phases import Phase
 
@@ -28,14 +29,19 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Method:
-    """A method: its typed configuration, its phases in order, its evaluation, and what it adds to the report."""
+    """A method: its typed configuration, its phases in order, its evaluation, and what it adds to the report.
+
+    phases: (configuration, device) -> the phases, not yet prepared.
+    evaluate: (configuration, finished networks by phase, seed, device) -> metrics; a claim of the spec names its
+    metric by the same dotted name.
+    report_sections: (judgements, records, runs folder, report folder) -> Markdown; draws figures into the report folder.
+    """
 
     name: str
-    config: type[Section]
+    config: type[RunConfig]
     phases: Callable[[Any, torch.device], Sequence[Phase]]
     evaluate: Callable[[Any, Mapping[str, nn.Module], int, torch.device], Evaluation]
     report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str]
-    """(judgements, records, runs folder, report folder) -> Markdown; draws the method's figures into the report folder."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,11 @@ def _project(path: Path, table: dict) -> Project:
     if not colon:
         raise BadInput(f"{path}: tool.repro.method: found {table.get('method')!r}, expected 'package.module:OBJECT'")
     root = path.parent / table.get("root", ".")
+    kit = root / "repro" / "__init__.py"
+    if kit.exists() and not kit.samefile(repro.__file__):
+        raise BadInput(
+            f"{path}: found the kit of {Path(repro.__file__).parent} running, expected {kit.parent}; use python -m repro in {root}"
+        )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))  # a scaffold runs before it is installed
     try:
@@ -88,4 +99,8 @@ def _project(path: Path, table: dict) -> Project:
         raise BadInput(f"{path}: tool.repro.method: {error}") from None
     if not isinstance(method, Method):
         raise BadInput(f"{path}: tool.repro.method: found {type(method).__name__}, expected a repro.method.Method")
+    if not issubclass(method.config, RunConfig):
+        raise BadInput(
+            f"{path}: tool.repro.method: found the configuration {method.config.__name__}, expected a subclass of repro.config.RunConfig"
+        )
     return Project(root, method)

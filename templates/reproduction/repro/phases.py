@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from repro import checkpoint
-from repro.config import digest
+from repro.config import Pace, digest
 from repro.errors import BadInput, RunFailed
 from repro.progress import progress
 from repro.randomness import generator, seed_global_generators
@@ -45,19 +46,15 @@ class Phase(ABC):
     def loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
         """The scalar loss of one minibatch, every draw of it from `generator` (a CPU generator)."""
 
-    def prepare(self, seed: int, scratch: Path) -> None:
-        """Builds what the phase trains on, once, before the first step; `scratch` survives a kill, not the phase."""
+    def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
+        """Builds what the phase trains on, before its first step.
+
+        `earlier` holds the networks of the phases before this one, by name: on the device, in eval mode, frozen.
+        Files in `scratch` survive a kill and are deleted when the phase ends.
+        """
 
     def release(self) -> None:
         """Drops what `prepare` built, so that the next phase starts with the memory free."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How often a phase logs its loss and saves its state, in steps."""
-
-    log_every: int
-    checkpoint_every: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,14 @@ class PhaseResult:
 
 
 def run_phase(
-    phase: Phase, *, folder: Path, identity: dict[str, Any], seed: int, device: torch.device, pace: Pace
+    phase: Phase,
+    *,
+    folder: Path,
+    identity: dict[str, Any],
+    seed: int,
+    device: torch.device,
+    pace: Pace,
+    earlier: Mapping[str, nn.Module],
 ) -> PhaseResult:
     """Runs `phase` to its end, from the newest state in `folder` if there is one.
 
@@ -83,7 +87,7 @@ def run_phase(
     if not finished.exists():
         folder.mkdir(parents=True, exist_ok=True)
         # A function of its own, so that model, optimiser and graph are gone before the result is loaded.
-        _train(phase, folder, finished, identity, seed, device, pace)
+        _train(phase, folder, finished, identity, seed, device, pace, earlier)
         phase.release()
     # Here and not after training: a kill between the last save and these lines must not leave a pool behind.
     (folder / "running.safetensors").unlink(missing_ok=True)
@@ -94,7 +98,14 @@ def run_phase(
 
 
 def _train(
-    phase: Phase, folder: Path, finished: Path, identity: dict, seed: int, device: torch.device, pace: Pace
+    phase: Phase,
+    folder: Path,
+    finished: Path,
+    identity: dict[str, Any],
+    seed: int,
+    device: torch.device,
+    pace: Pace,
+    earlier: Mapping[str, nn.Module],
 ) -> None:
     running = folder / "running.safetensors"
     _start_peak_memory(device)
@@ -113,7 +124,7 @@ def _train(
     began = time.perf_counter()
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    phase.prepare(seed, scratch)
+    phase.prepare(seed, scratch, earlier)
     prepare_s = time.perf_counter() - began
 
     def progress_so_far(steps_done: int) -> dict[str, Any]:

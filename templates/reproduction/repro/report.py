@@ -49,7 +49,7 @@ class Judgement:
 
 def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
     """The verdict on `claim` from `records`, those of its experiment, one per seed."""
-    used = [record for record in records if _value(claim, record) is not None]
+    used = [record for record in records if record["seed"] in spec.seeds and _value(claim, record) is not None]
     values = [_value(claim, record) for record in used]
     tolerance = spec.tolerances[claim.tolerance]
     verdict, reason = _verdict(claim, tolerance, used, values, claim_hash(spec, claim), spec.seeds)
@@ -73,27 +73,41 @@ def judge_all(spec: Spec, records: Sequence[dict]) -> list[Judgement]:
 
 
 def collect(runs: Path, reports: Path) -> list[dict]:
-    """Copies the record of every finished run under `runs` into `reports`/records and returns all that lie there."""
+    """Copies the record of every finished run under `runs` into `reports`/records and returns all that lie there.
+
+    Raises BadInput rather than put a shortened run in the place of a full one.
+    """
     store = reports / "records"
+    copies = {
+        store / f"{path.parent.parent.name}-{path.parent.name}.json": path
+        for path in sorted(runs.glob(f"*/seed-*/{RECORD}"))
+    }
+    for kept, path in copies.items():
+        if kept.exists() and _read_record(path)["departures"] and not _read_record(kept)["departures"]:
+            raise BadInput(
+                f"{path}: found a shortened or altered run, expected none in the place of the full one in {kept}; report it with --out to another folder"
+            )
     store.mkdir(parents=True, exist_ok=True)
-    for path in sorted(runs.glob(f"*/seed-*/{RECORD}")):
-        shutil.copyfile(path, store / f"{path.parent.parent.name}-{path.parent.name}.json")
+    for kept, path in copies.items():
+        shutil.copyfile(path, kept)
     return read_records(store)
 
 
 def read_records(store: Path) -> list[dict]:
     """The records in a folder, by experiment and seed. Raises BadInput for a file that is no record."""
-    records = []
-    for path in sorted(store.glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            record["experiment"], record["seed"], record["metrics"], record["claims"], record["departures"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(
-                f"{path}: found no run record ({type(error).__name__}: {error}), expected one that `repro run` wrote"
-            ) from None
-        records.append(record)
+    records = [_read_record(path) for path in store.glob("*.json")]
     return sorted(records, key=lambda record: (record["experiment"], record["seed"]))
+
+
+def _read_record(path: Path) -> dict:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"experiment", "seed", "metrics", "claims", "departures", "commit", "machine"} - set(record)
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))}")
+    except (ValueError, TypeError, OSError) as error:
+        raise BadInput(f"{path}: found no run record ({error}), expected one that `repro run` wrote") from None
+    return record
 
 
 def write_report(project: Project, runs: Path, reports: Path, title: str) -> list[Judgement]:
@@ -127,11 +141,12 @@ def _value(claim: Claim, record: dict) -> float | None:
     names = [claim.metric] + ([claim.divided_by] if claim.divided_by else [])
     if any(name not in metrics for name in names):
         return None
-    return metrics[claim.metric] / (metrics[claim.divided_by] if claim.divided_by else 1.0)
+    divisor = metrics[claim.divided_by] if claim.divided_by else 1.0
+    return metrics[claim.metric] / divisor if divisor else None
 
 
 def _verdict(
-    claim: Claim, tolerance: Tolerance, used: list[dict], values: list[float], current_hash: str, seeds_needed: int
+    claim: Claim, tolerance: Tolerance, used: list[dict], values: list[float], current_hash: str, seeds: Sequence[int]
 ) -> tuple[str, str]:
     if not used:
         return COULD_NOT_RUN, "no run of this experiment measured it"
@@ -140,8 +155,9 @@ def _verdict(
         return INCONCLUSIVE, f"shortened or altered run, it does not count: {'; '.join(departures)}"
     if any(record["claims"].get(claim.id) != current_hash for record in used):
         return INCONCLUSIVE, "the claim or its tolerance was changed after the run"
-    if len(used) < seeds_needed:
-        return INCONCLUSIVE, f"{len(used)} of {seeds_needed} seeds"
+    missing = sorted(set(seeds) - {record["seed"] for record in used})
+    if missing:
+        return INCONCLUSIVE, f"no run of seed {', '.join(map(str, missing))}"
     grades = {_grade(claim, tolerance, value) for value in values}
     grade = _grade(claim, tolerance, mean(values))
     if {REPRODUCED, NOT} <= grades:
@@ -158,7 +174,7 @@ def _grade(claim: Claim, tolerance: Tolerance, value: float) -> str:
 
 def _comparison(claim: Claim, tolerance: Tolerance, value: float) -> str:
     if claim.kind == "equal":
-        return f"{value / claim.reported - 1:+.0%} from the reported value, {tolerance.reproduced:.0%} allowed"
+        return f"{100 * (value / claim.reported - 1):+.1f}% from the reported value, {tolerance.reproduced:.0%} allowed"
     return f"at most {tolerance.reproduced:g} allowed"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import subprocess
@@ -17,10 +18,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from repro.config import Change, Section, differences, digest, load
+from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import EXIT_OK, BadInput
 from repro.method import Project
-from repro.phases import Pace, Phase, PhaseResult, run_phase
+from repro.phases import Phase, PhaseResult, run_phase
 from repro.progress import progress
 from repro.randomness import seed_global_generators
 from repro.runinfo import describe, peak_host_bytes
@@ -35,7 +36,7 @@ class Plan:
 
     project: Project
     experiment: str
-    config: Section
+    config: RunConfig
     changes: list[Change]
     departures: list[Change]
     claims: dict[str, str]
@@ -61,7 +62,7 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
         raise BadInput(
             f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden"
         )
-    departures = differences(shipped, config)
+    departures = differences(shaping(shipped), shaping(config))
     return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment))
 
 
@@ -80,11 +81,13 @@ def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: boo
     if (folder / RECORD).exists() and resume_phase is None:
         return folder
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     if resume_phase is not None:
         _set_aside(folder, phases, resume_phase)
     _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
 
+    if resume:
+        print(f"{folder}: {_where(folder, phases)}", file=sys.stderr)
     info = describe(plan.project.root, device)
     results: dict[str, PhaseResult] = {}
     for number, phase in enumerate(phases, start=1):
@@ -94,7 +97,8 @@ def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: boo
             identity=_identity(plan, seed),
             seed=seed,
             device=device,
-            pace=Pace(plan.config.pace.log_every, plan.config.pace.checkpoint_every),
+            pace=plan.config.pace,
+            earlier={name: result.model for name, result in results.items()},
         )
 
     began = time.perf_counter()
@@ -129,6 +133,8 @@ def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: boo
         },
     }
     _write_text(folder / RECORD, _one_key_per_line(record))
+    for line in unmeasured(plan, record):
+        print(f"repro: warning: {line}", file=sys.stderr)
     return folder
 
 
@@ -137,7 +143,8 @@ def execute_many(
 ) -> list[str]:
     """Runs every (experiment, seed) in `jobs` processes at a time. Returns a line per run that failed.
 
-    `arguments` are the options that each process gets besides its experiment and seed.
+    `arguments` are the options that each process gets besides its experiment and seed. The processes share the cores,
+    unless OMP_NUM_THREADS says otherwise.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     tasks = [(plan.experiment, seed) for seed in seeds for plan in plans]
@@ -145,7 +152,7 @@ def execute_many(
     def one(task: tuple[str, int]) -> str | None:
         experiment, seed = task
         folder = run_folder(runs, experiment, seed)
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         command = [
             sys.executable,
             "-m",
@@ -161,7 +168,7 @@ def execute_many(
         log = folder / "output.log"
         with log.open("ab") as output:
             code = subprocess.run(
-                command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+                command, stdout=output, stderr=output, env={"OMP_NUM_THREADS": str(threads)} | os.environ
             ).returncode
         if code == EXIT_OK:
             return None
@@ -182,8 +189,39 @@ def holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
+def unmeasured(plan: Plan, record: dict[str, Any]) -> list[str]:
+    """A line for each claim of the experiment that names a metric which the evaluation did not give."""
+    lines, spec = [], load_spec(plan.project.spec)
+    for claim in spec.claims_of(plan.experiment):
+        for name in filter(None, (claim.metric, claim.divided_by, claim.floor)):
+            if name not in record["metrics"]:
+                close = difflib.get_close_matches(name, list(record["metrics"]), n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                lines.append(
+                    f"{plan.project.spec}: claim {claim.id}: found metric '{name}', which no evaluation gave{hint}"
+                )
+    return lines
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--runs: found {folder}, expected a folder that can be made ({error.strerror})") from None
+
+
 def _identity(plan: Plan, seed: int) -> dict[str, Any]:
-    return {"seed": seed, "config": plan.config.model_dump(mode="json")}
+    return {"seed": seed, "config": shaping(plan.config)}
+
+
+def _where(folder: Path, phases: list[Phase]) -> str:
+    """At which phase a run goes on, in words."""
+    for number, phase in enumerate(phases, start=1):
+        own = _phase_folder(folder, number, phase)
+        if not (own / "model.safetensors").exists():
+            state = "from its last saved state" if (own / "running.safetensors").exists() else "from its beginning"
+            return f"goes on at phase {number} {phase.name}, {state}"
+    return "goes on at the evaluation"
 
 
 def _phase_folder(folder: Path, number: int, phase: Phase) -> Path:
@@ -208,11 +246,11 @@ def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, r
             f"{folder}: found a run, expected none; continue it with --resume or choose another folder with --runs"
         )
     before, _ = load(plan.project.method.config, folder / CONFIG)
-    changed = differences(before, plan.config)
+    changed = differences(shaping(before), shaping(plan.config))
     if changed:
         raise BadInput(
             *(
-                f"{folder / CONFIG}: {change.key}: found {change.before!r}, expected {change.after!r} as configured now"
+                f"{folder / CONFIG}: {change.key}: found {change.before!r}, expected {change.after!r} as configured now; repeat the options of the run, or choose another folder with --runs"
                 for change in changed
             )
         )

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from repro.config import Section, digest, flatten, read_yaml, validate
 from repro.errors import BadInput
@@ -59,6 +59,12 @@ class Claim(Section):
     floor: str | None
     tolerance: str
 
+    @model_validator(mode="after")
+    def _relative_to_something(self):
+        if self.kind == "equal" and self.reported == 0:
+            raise ValueError("another reported value than 0 for kind equal, whose tolerance is relative; use at_most")
+        return self
+
 
 class Setting(Section):
     """A value that shapes a result: where it comes from and, if the paper leaves it open, what else it could be.
@@ -94,7 +100,7 @@ class NotAttempted(Section):
 class Spec(Section):
     paper: Paper
     level: Literal["conceptual", "code", "experimental", "extension"]
-    seeds: int = Field(ge=1)
+    seeds: list[NonNegativeInt] = Field(min_length=1)
     tolerances: dict[str, Tolerance]
     claims: list[Claim]
     settings: list[Setting]
@@ -133,8 +139,13 @@ def check_experiment(spec: Spec, spec_path: Path, experiment: str, config: Secti
     for setting in spec.settings:
         if setting.key is None or not fnmatchcase(experiment, setting.experiments):
             continue
-        for key, value in leaves.items():
-            if _matches(key, setting.key) and value != setting.value:
+        own = {key: value for key, value in leaves.items() if _matches(key, setting.key)}
+        if not own:
+            problems.append(
+                f"{spec_path}: setting '{setting.name}': key: found '{setting.key}', expected a field of {config_path}"
+            )
+        for key, value in own.items():
+            if value != setting.value:
                 problems.append(
                     f"{config_path}: {key}: found {value!r}, expected {setting.value!r} ({spec_path}: {setting.name}, {setting.where})"
                 )
