@@ -34,11 +34,7 @@ TOP_PAGES = {
 }
 REFS = sorted((ROOT / "refs").glob("*.md"))
 WITH_CODE = [ROOT / "SKILL.md", ROOT / "LEARNING.md", ROOT / "README.md", *REFS]
-LINKED = [
-    *WITH_CODE,
-    ROOT / "TODO.md",
-    *(p for p in [ROOT / "reference_impl/README.md", ROOT / "reference_impl/reports/README.md"] if p.exists()),
-]
+LINKED = [*REFS, *(ROOT / page for page in sorted(TOP_PAGES)), ROOT / "reference_impl/reports/README.md"]
 MADE_BY_THE_READER = "reference_impl/reports/demo/"
 
 FIELDS = (
