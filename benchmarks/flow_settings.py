@@ -1,7 +1,7 @@
 """How eta, blur and scaling of the 2-D flow were chosen: the particle flow itself, no network, no paper value.
 
 For each target set: 8 independent minibatches of 256 source particles flow to 256 target points each, then 2,048
-particles are compared with 2,048 fresh target points. A good setting ends near the floor. `python -m benchmarks.flow_settings`.
+particles are compared with 2,048 fresh target points. A good setting ends near the floor. `python -m benchmarks.flow_settings`; its output: benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from itertools import product
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,7 @@ from nsgf.flow import end_of_flow
 from nsgf.metrics import transport_distances
 from repro.progress import progress
 from repro.randomness import generator
+from repro.runinfo import describe
 
 SETS = (
     ("gaussian", "8gaussians"),
@@ -60,6 +62,8 @@ def main() -> None:
     parser.add_argument("--scalings", nargs="+", type=float, default=SCALINGS)
     parser.add_argument("--blurs", nargs="+", type=float, default=BLURS)
     options = parser.parse_args()
+    origin = describe(Path(__file__).parent, torch.device("cpu"))
+    print(json.dumps({key: origin[key] for key in ("commit", "machine", "started", "versions")}), flush=True)
     for source, target in SETS:
         one, other = (data.sample(target, MINIBATCHES * N, generator("flow_settings", "floor", k)) for k in range(2))
         print(
