@@ -14,18 +14,23 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "scipy", "geomloss", "pykeops", "POT", "scikit-learn", "safetensors", "pydantic")
-
 
 def describe(root: Path, device: torch.device) -> dict[str, Any]:
     """Plain data about this process: command, commit, versions, machine, start time."""
     return {
         "command": " ".join(["repro", *sys.argv[1:]]),
         "commit": git_commit(root),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **imported_versions()},
         "machine": machine(device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def imported_versions() -> dict[str, str]:
+    """The version of every installed distribution of which this process has imported something."""
+    distributions = metadata.packages_distributions()
+    names = {name for module in list(sys.modules) for name in distributions.get(module, ())}
+    return {name: metadata.version(name) for name in sorted(names)}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -60,13 +65,6 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _processor() -> str:
