@@ -8,10 +8,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import matplotlib
+import numpy as np
+import torch
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.collections import LineCollection
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 from torch import Tensor
@@ -195,9 +198,10 @@ def _particle_paths(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
         (r, c) for r in enumerate(_drawn(tensors, names, "path")) for c in enumerate(tensors.values())
     ):
         axis, path = axes[row][column], run[f"path.{name}"]
-        colours = plt.get_cmap("coolwarm")([k / max(len(path) - 2, 1) for k in range(len(path) - 1)])
-        for k in range(len(path) - 1):
-            axis.plot(path[k : k + 2, :, 0].numpy(), path[k : k + 2, :, 1].numpy(), color=colours[k], lw=0.4)
+        steps, particles = len(path) - 1, path.shape[1]
+        segments = torch.stack([path[:-1], path[1:]], dim=2).reshape(-1, 2, 2).numpy()  # (steps * particles, ends, xy)
+        colours = plt.get_cmap("coolwarm")(np.repeat(np.linspace(0, 1, steps), particles))
+        axis.add_collection(LineCollection(segments, colors=colours, linewidths=0.4))
         axis.plot(*path[0].T.numpy(), "k.", ms=2)
         axis.plot(*path[-1].T.numpy(), ".", color="#1a2b8f", ms=2)
     return figure
