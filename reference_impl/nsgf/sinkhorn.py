@@ -130,7 +130,7 @@ def barycentric_projection(p: Potentials, y: Tensor) -> Tensor:
     out = y.new_empty(len(p.inner), y.shape[1])
     with torch.no_grad():
         for rows in _row_blocks(p.inner):
-            plan = (p.inner[rows] + p.reduced_g).div_(p.eps)  # f_i and |x_i|^2 cancel in the softmax
+            plan = torch.add(p.reduced_g / p.eps, p.inner[rows], alpha=1 / p.eps)  # f_i, |x_i|^2 cancel in the softmax
             plan.sub_(plan.amax(1, keepdim=True)).clamp_(min=EXPONENT_FLOOR[y.dtype]).exp_()
             out[rows] = _product(plan.div_(plan.sum(1, keepdim=True)), y)
     return out
@@ -179,14 +179,15 @@ def _log_means_fast(inner: Tensor, symmetric: bool) -> Callable[[Tensor, float],
 
     def step(h: Tensor, eps: float) -> Tensor:
         torch.mul(h, 1 / eps, out=scaled)
-        if not symmetric:
-            column_means.zero_()
         for f, products, kernel, row_sums in views:
             torch.add(f, products, alpha=1 / eps, out=kernel)
             kernel.add_(scaled_g).clamp_(min=floor).exp_()
             torch.sum(kernel, 1, out=row_sums)
             if not symmetric:
-                column_means.add_(torch.sum(kernel, 0, out=column_sums))
+                first = row_sums is views[0][3]
+                torch.sum(kernel, 0, out=column_means if first else column_sums)
+                if not first:
+                    column_means.add_(column_sums)
         means.div_(counts).log_()
         trusted = torch.linalg.vector_norm(means, math.inf).item() <= limit  # False for nan
         return means if trusted else stable(h, eps)

@@ -86,7 +86,7 @@ def plant_join_at_every_draw(monkeypatch):
     real = Pool.sample
 
     def sample(self, n, generator):
-        self._columns = {name: torch.cat(column.split(10)) for name, column in self._columns.items()}
+        self._rows = torch.cat(self._rows.split(10))
         return real(self, n, generator)
 
     monkeypatch.setattr(Pool, "sample", sample)
@@ -105,7 +105,7 @@ def plant_grow_by_joining(monkeypatch):
     real = Pool.add
 
     def add(self, **rows):
-        self._columns = {name: torch.cat([column]) for name, column in self._columns.items()}
+        self._rows = torch.cat([self._rows])
         real(self, **rows)
 
     monkeypatch.setattr(Pool, "add", add)
@@ -115,7 +115,7 @@ def plant_no_refusal(monkeypatch):
     real = Pool.sample
 
     def sample(self, n, generator):
-        self._filled = self._capacity
+        self._filled = len(self._rows)
         return real(self, n, generator)
 
     monkeypatch.setattr(Pool, "sample", sample)

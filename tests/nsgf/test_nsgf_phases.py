@@ -72,13 +72,13 @@ def test_the_pool_holds_every_state_of_every_trajectory_with_its_own_velocity(co
     for batch in range(size.batches):
         x_0, y = phase.draw(size.batch_size, generator(5, "velocity_field", "pool", batch))
         expected += euler_flow(x_0, y, make_velocity(config.sinkhorn), steps=flow.steps, step_size=flow.step_size)
-    assert torch.equal(pool._columns["x_t"], torch.cat([state.x_t for state in expected]))
-    assert torch.equal(pool._columns["v_t"], torch.cat([state.v_t for state in expected]))
-    assert pool._columns["t"].unique().tolist() == pytest.approx([k / flow.steps for k in range(flow.steps)])
+    assert torch.equal(pool.columns["x_t"], torch.cat([state.x_t for state in expected]))
+    assert torch.equal(pool.columns["v_t"], torch.cat([state.v_t for state in expected]))
+    assert pool.columns["t"].unique().tolist() == pytest.approx([k / flow.steps for k in range(flow.steps)])
 
 
 def test_every_minibatch_of_the_pool_has_points_of_its_own(by_name):
-    x = by_name["velocity_field"].build_pool(seed=5)._columns["x_t"]
+    x = by_name["velocity_field"].build_pool(seed=5).columns["x_t"]
     first, second = x[:16], x[160:176]
     assert not torch.isin(first, second).any()
 
@@ -99,7 +99,7 @@ def test_a_pool_that_was_built_is_not_built_again(by_name, tmp_path, monkeypatch
     before = phase.pool
     monkeypatch.setattr(type(phase), "build_pool", None)
     phase.prepare(5, tmp_path, {})
-    assert torch.equal(phase.pool._columns["v_t"], before._columns["v_t"])
+    assert torch.equal(phase.pool.columns["v_t"], before.columns["v_t"])
 
 
 @pytest.mark.parametrize("name", ["straight_flow", "time_predictor"])
