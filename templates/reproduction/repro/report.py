@@ -22,6 +22,7 @@ from repro.spec import Claim, Spec, Tolerance, claim_hash, load_spec
 
 REPRODUCED, CLOSE, NOT = "reproduced", "close", "not reproduced"
 INCONCLUSIVE, COULD_NOT_RUN = "inconclusive", "could not run"
+SHORTENED = "shortened or altered run, it does not count"
 VERDICTS = (REPRODUCED, CLOSE, NOT, INCONCLUSIVE, COULD_NOT_RUN)
 
 
@@ -152,7 +153,7 @@ def _verdict(
         return COULD_NOT_RUN, "no run of this experiment measured it"
     departures = sorted({line for record in used for line in record["departures"]})
     if departures:
-        return INCONCLUSIVE, f"shortened or altered run, it does not count: {'; '.join(departures)}"
+        return INCONCLUSIVE, f"{SHORTENED}: {'; '.join(departures)}"
     if any(record["claims"].get(claim.id) != current_hash for record in used):
         return INCONCLUSIVE, "the claim or its tolerance was changed after the run"
     missing = sorted(set(seeds) - {record["seed"] for record in used})
@@ -192,10 +193,13 @@ def _machine(record: dict) -> str:
 
 def _introduction(spec: Spec, records: Sequence[dict]) -> str:
     paper = f"[{spec.paper.title}]({spec.paper.url}) (arXiv {spec.paper.arxiv}{spec.paper.version})"
-    altered = [record for record in records if record["departures"]]
     text = f"This page is written by `repro report` from the run records. Paper: {paper}.\n"
-    if records and len(altered) == len(records):
-        text += '\n!!! warning "Shortened runs"\n    Every run on this page departs from the shipped configuration. Nothing here counts as a verdict.\n'
+    if records and all(record["departures"] for record in records):
+        changes = sorted({change for record in records for change in record["departures"]})
+        text += (
+            '\n!!! warning "Shortened runs"\n    Every run on this page departs from the shipped configuration. '
+            f"Nothing here counts as a verdict. Changed: {'; '.join(f'`{change}`' for change in changes)}.\n"
+        )
     return text
 
 
@@ -214,9 +218,10 @@ def _claims_table(judgements: list[Judgement]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for j in judgements:
+        reason = SHORTENED if j.reason.startswith(SHORTENED) else j.reason  # what was changed stands above the table
         lines.append(
             f"| **{j.id}** {j.statement} ({j.where}) | `{j.metric}` | {j.reported:.3g} | {_show(j.reproduced)} | {_show(j.floor)} "
-            f"| {j.verdict} | {j.reason} |"
+            f"| {j.verdict} | {reason} |"
         )
     return "\n".join(lines) + "\n"
 
