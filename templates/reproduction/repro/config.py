@@ -95,7 +95,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 def parse_yaml(text: str, source: str) -> Any:
     """The plain data in a YAML text. Raises BadInput with the line when it is no YAML."""
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise BadInput(f"{source}{line}: {error.problem or error.context}") from None
