@@ -1,11 +1,12 @@
 """The training phases of NSGF++ (Algorithm 3, page 13), each with its own network, optimiser and data.
 
-Phases 2 and 3 train on independent source and target points, never on the outputs of phase 1.
+Phases 2 and 3 train on independent source and target points, never on the outputs of phase 1. Points (n, 2) and images
+(n, c, s, s) take the same way; only the networks differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,111 +14,224 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from nsgf import data, geomloss_velocity, sinkhorn
-from nsgf.config import (
-    Config,
-    Data,
-    Network,
-    Sinkhorn,
-    StraightFlowPhase,
-    TimePredictorPhase,
-    Training,
-    VelocityFieldPhase,
-)
+from nsgf import config as settings
+from nsgf import geomloss_velocity, sinkhorn
 from nsgf.flow import Velocity, euler_flow
-from nsgf.networks import TimeMLP, TimePredictorMLP
+from nsgf.laws import ImageLaws, Laws, PointLaws
+from nsgf.networks import ImageClassifier, TimeMLP, TimePredictorCNN, TimePredictorMLP
+from nsgf.unet import UNet
+from repro.errors import BadInput
 from repro.phases import Phase
-from repro.pool import Pool
+from repro.pool import MEMORY_SHARE, Placement, Pool, gib, make_file, place, publish, width
 from repro.progress import progress
 from repro.randomness import generator
+from repro.runinfo import available_host_bytes
+from repro.runtime import Runtime
+from repro.step import StepOptions
 
-DIMENSION = 2
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
 
-def make_phases(config: Config, device: torch.device) -> list[Phase]:
+def make_phases(config: settings.PointConfig | settings.ImageConfig, runtime: Runtime) -> list[Phase]:
     """The phases of an experiment in the order in which they run."""
-    phases: list[Phase] = [
-        VelocityField("velocity_field", config.phases.velocity_field, config.data, config.sinkhorn, device),
-        StraightFlow("straight_flow", config.phases.straight_flow, config.data, device),
-        TimePredictor("time_predictor", config.phases.time_predictor, config.data, device),
+    if isinstance(config, settings.ImageConfig):
+        return _image_phases(config, runtime)
+    laws, phases = PointLaws(config.data.source, config.data.target), config.phases
+    made: list[Phase] = [
+        VelocityField("velocity_field", phases.velocity_field, laws, config.sinkhorn, runtime),
+        StraightFlow("straight_flow", phases.straight_flow, laws, runtime),
+        TimePredictor("time_predictor", phases.time_predictor, laws, runtime),
     ]
-    if config.phases.velocity_field_100 is not None:
-        phases.append(
-            VelocityField("velocity_field_100", config.phases.velocity_field_100, config.data, config.sinkhorn, device)
-        )
-    if config.phases.ot_cfm is not None:
-        phases.append(StraightFlow("ot_cfm", config.phases.ot_cfm, config.data, device))
-    return phases
+    if phases.velocity_field_100 is not None:
+        made.append(VelocityField("velocity_field_100", phases.velocity_field_100, laws, config.sinkhorn, runtime))
+    if phases.ot_cfm is not None:
+        made.append(StraightFlow("ot_cfm", phases.ot_cfm, laws, runtime))
+    return made
 
 
-def make_velocity(config: Sinkhorn) -> Velocity:
+def _image_phases(config: settings.ImageConfig, runtime: Runtime) -> list[Phase]:
+    laws, phases = ImageLaws(config.data.set, config.data.flip, runtime.data_root), config.phases
+    return [
+        VelocityField("velocity_field", phases.velocity_field, laws, config.sinkhorn, runtime),
+        StraightFlow("straight_flow", phases.straight_flow, laws, runtime),
+        TimePredictor("time_predictor", phases.time_predictor, laws, runtime),
+        FeatureClassifier("feature_classifier", phases.feature_classifier, laws, runtime),
+    ]
+
+
+def make_velocity(config: settings.Sinkhorn) -> Velocity:
     """The velocity of the Sinkhorn gradient flow (eq. 13, page 4) in the implementation that `config` names."""
-    settings = {"blur": config.blur, "scaling": config.scaling}
+    values = {"blur": config.blur, "scaling": config.scaling}
     if config.implementation == "closed_form":
-        return partial(sinkhorn.velocity, **settings)
+        return partial(sinkhorn.velocity, **values)
     backend = config.implementation.removeprefix("geomloss_")
-    return partial(geomloss_velocity.velocity, backend=backend, **settings)
+    return partial(geomloss_velocity.velocity, backend=backend, **values)
 
 
 class NSGFPhase(Phase):
-    """What the phases share: Adam without weight decay (appendix E.2, page 14), data, device."""
+    """What the phases share: Adam without weight decay (appendix E.2, page 14), the laws, the machine."""
 
-    def __init__(self, name: str, config: Training, laws: Data, device: torch.device):
+    def __init__(self, name: str, config: settings.Training, laws: Laws, runtime: Runtime):
         self.name = name
         self.iterations = config.iterations
+        if isinstance(config, StepOptions):
+            self.options = config
         self.config = config
         self.laws = laws
-        self.device = device
+        self.runtime = runtime
 
     def make_model(self) -> nn.Module:
-        return make_network(TimeMLP, self.config.network)
+        return make_velocity_network(self.config.network, self.laws.shape)
 
     def make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(model.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n independent source and n independent target points, both (n, d)."""
-        x_0 = data.sample(self.laws.source, n, generator)
-        y = data.sample(self.laws.target, n, generator)
-        return x_0.to(self.device), y.to(self.device)
+    def check(self, folder: Path) -> list[str]:
+        self.laws.check()
+        return []
+
+    def release(self) -> None:
+        self.laws.release()
 
 
 class VelocityField(NSGFPhase):
     """Phase 1: regression of v_theta on the velocities of a pool of minibatch Sinkhorn flows (Algorithm 1, page 5)."""
 
+    config: settings.PointVelocityField | settings.ImageVelocityField
+
     def __init__(
-        self, name: str, config: VelocityFieldPhase, laws: Data, sinkhorn_config: Sinkhorn, device: torch.device
+        self, name: str, config: settings.Training, laws: Laws, sinkhorn_config: settings.Sinkhorn, runtime: Runtime
     ):
-        super().__init__(name, config, laws, device)
+        super().__init__(name, config, laws, runtime)
         self.velocity = make_velocity(sinkhorn_config)
+        size = config.pool
+        self.columns = {"x_t": laws.shape, "v_t": laws.shape, "t": ()}
+        self.precision = PRECISIONS[getattr(size, "precision", "float32")]
+        self.resident = getattr(size, "resident_batches", None)  # None: the pool holds all its minibatches
+        self.entries_of_batch = size.batch_size * config.flow.steps
         self.pool: Pool | None = None
+        self.entered = 0
+        self.seed = 0
+
+    @property
+    def capacity(self) -> int:
+        """Entries that the pool holds at a time."""
+        return (self.resident or self.config.pool.batches) * self.entries_of_batch
+
+    def check(self, folder: Path) -> list[str]:
+        super().check(folder)
+        placement = self.placement(folder / "scratch")
+        kept = "" if placement.kept else "; it is not kept on disk, a killed run builds it again"
+        return [
+            f"the pool is kept {'in memory' if placement.storage == 'memory' else 'on disk'}: {placement.reason}{kept}"
+        ]
+
+    def placement(self, scratch: Path) -> Placement:
+        """Where the pool can be kept. Raises BadInput, with what would fit, when it can be kept nowhere."""
+        of_batch = self.entries_of_batch * width(self.columns) * self.precision.itemsize
+        nbytes = self.capacity * width(self.columns) * self.precision.itemsize
+        own = sum(path.stat().st_blocks * 512 for path in scratch.glob("pool.safetensors*"))
+        rolling = self.resident is not None
+        found = place(
+            nbytes, scratch, asked="memory" if rolling else self.runtime.pool_storage, own=own,
+            processes=1 if rolling else self.runtime.world.size,
+        )  # fmt: skip
+        if found is None:
+            key = f"phases.{self.name}.pool"
+            fitting = int(MEMORY_SHARE * available_host_bytes()) // of_batch
+            ways = (
+                f"--set {key}.precision=float16 for half of it, or --set {key}.resident_batches={fitting} for a pool that is renewed"
+                if hasattr(self.config.pool, "precision")
+                else f"--set {key}.batches={fitting}"
+            )
+            raise BadInput(
+                f"{key}: found a pool of {gib(nbytes)}, expected one that fits into memory or on the disk; {ways}"
+            )
+        return Placement(found.storage, found.kept and not rolling, found.reason)
 
     def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
-        path = scratch / "pool.safetensors"
+        self.seed = seed
+        if self.resident is not None:
+            self.pool, self.entered = Pool(self.capacity, self.columns, self.precision), 0
+            return
+        path, placement = scratch / "pool.safetensors", self.placement(scratch)
         try:
             self.pool = Pool.load(path)
+            missing = False
         except ValueError:  # none yet, or a damaged one: the same seed builds the same pool
-            self.pool = self.build_pool(seed)
-            self.pool.save(path)
+            missing = True
+        if self.runtime.world.any(missing):
+            if placement.storage == "memory":
+                self.pool = self.build_pool(seed)
+                if placement.kept:
+                    self.pool.save(path)
+            else:
+                self.pool = self.build_pool_in_file(seed, path)
+        elif placement.storage == "memory":
+            self.pool.into_memory()
 
     def build_pool(self, seed: int) -> Pool:
-        """The pairs (x_t, v_t) and times of every state of every minibatch, on the CPU."""
-        size, flow = self.config.pool, self.config.flow
-        capacity = size.batches * size.batch_size * flow.steps
-        pool = Pool(capacity, {"x_t": (DIMENSION,), "v_t": (DIMENSION,), "t": ()})
-        for batch in progress(range(size.batches), f"{self.name} pool"):
-            x_0, y = self.draw(size.batch_size, generator(seed, self.name, "pool", batch))
-            for state in euler_flow(x_0, y, self.velocity, steps=flow.steps, step_size=flow.step_size):
-                pool.add(x_t=state.x_t, v_t=state.v_t, t=torch.full((size.batch_size,), state.t))
+        """The pairs (x_t, v_t) and times of every state of every minibatch, in memory."""
+        pool = Pool(self.capacity, self.columns, self.precision)
+        for batch in progress(range(self.config.pool.batches), f"{self.name} pool"):
+            for rows in self.trajectory(seed, batch):
+                pool.add(**rows)
         return pool
 
-    def loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        batch = {
-            name: column.to(self.device) for name, column in self.pool.sample(self.config.batch_size, generator).items()
-        }
-        return nn.functional.mse_loss(model(batch["x_t"], batch["t"]), batch["v_t"])
+    def build_pool_in_file(self, seed: int, path: Path) -> Pool:
+        """The same in a file; each process builds its share of the minibatches."""
+        world, partial_file = self.runtime.world, path.with_name(path.name + ".partial")
+        if world.first:
+            make_file(partial_file, self.capacity, self.columns, self.precision)
+        world.barrier()
+        pool = Pool.in_file(partial_file, self.capacity, self.columns, self.precision)
+        batches = world.share(range(self.config.pool.batches))
+        for batch in progress(batches, f"{self.name} pool", shown=world.first):
+            for k, rows in enumerate(self.trajectory(seed, batch)):
+                pool.replace(batch * self.entries_of_batch + k * self.config.pool.batch_size, **rows)
+        del pool
+        world.barrier()
+        if world.first:
+            publish(partial_file, path)
+        world.barrier()
+        return Pool.load(path)
+
+    def trajectory(self, seed: int, batch: int) -> Iterator[dict[str, Tensor]]:
+        """The rows of one minibatch of the pool, state after state."""
+        size, flow = self.config.pool, self.config.flow
+        x_0, y = self.laws.draw(size.batch_size, generator(seed, self.name, "pool", batch))
+        # Optimal transport knows points, not images: (n, c, s, s) would be read as n clouds.
+        x_0, y = x_0.flatten(1).to(self.runtime.device), y.flatten(1).to(self.runtime.device)
+        for state in euler_flow(x_0, y, self.velocity, steps=flow.steps, step_size=flow.step_size):
+            yield {
+                "x_t": state.x_t.unflatten(1, self.laws.shape),
+                "v_t": state.v_t.unflatten(1, self.laws.shape),
+                "t": torch.full((size.batch_size,), state.t),
+            }
+
+    def renew(self, step: int) -> None:
+        """Brings a pool with resident batches to where it is at `step`: a function of the step alone, so that a resumed run has the same."""
+        entered = self.resident + step * (self.config.pool.batches - self.resident) // self.iterations
+        new = range(max(self.entered, entered - self.resident), entered)
+        for batch in sorted(new, key=lambda batch: batch % self.resident):
+            for k, rows in enumerate(self.trajectory(self.seed, batch)):
+                if self.entered == 0:
+                    self.pool.add(**rows)
+                else:
+                    first = batch % self.resident * self.entries_of_batch
+                    self.pool.replace(first + k * self.config.pool.batch_size, **rows)
+        self.entered = entered
+
+    def minibatch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if self.resident is not None:
+            self.renew(step)
+        return self.pool.sample(self.config.batch_size, generator)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        return nn.functional.mse_loss(model(batch["x_t"], batch["t"]).float(), batch["v_t"])
 
     def release(self) -> None:
+        super().release()
         self.pool = None
 
 
@@ -127,33 +241,67 @@ class StraightFlow(NSGFPhase):
     With `coupling: optimal_transport` the pairs of a minibatch are matched first: OT-CFM.
     """
 
-    config: StraightFlowPhase
+    config: settings.PointStraightFlow | settings.ImageStraightFlow
 
-    def loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        x_0, y = self.draw(self.config.batch_size, generator)
+    def minibatch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        x_0, y = self.laws.draw(self.config.batch_size, generator)
         if self.config.coupling == "optimal_transport":
             y = y[optimal_assignment(x_0, y)]
-        t = draw_times(len(x_0), generator).to(self.device)
-        x_t = interpolate(x_0, y, t)
-        return nn.functional.mse_loss(model(x_t, t), y - x_0)
+        return {"x_0": x_0, "y": y, "t": draw_times(len(x_0), generator)}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        x_0, y, t = batch["x_0"], batch["y"], batch["t"]
+        return nn.functional.mse_loss(model(interpolate(x_0, y, t), t).float(), y - x_0)
 
 
 class TimePredictor(NSGFPhase):
     """Phase 3: t_phi regresses the time of a point between independent source and target points."""
 
-    config: TimePredictorPhase
+    config: settings.PointTimePredictor | settings.ImageTimePredictor
 
     def make_model(self) -> nn.Module:
-        return make_network(TimePredictorMLP, self.config.network)
+        network, shape = self.config.network, self.laws.shape
+        if isinstance(network, settings.MLP):
+            return TimePredictorMLP(*shape, network.width, network.hidden_layers, network.activation)
+        return TimePredictorCNN(image_size=shape[1], image_channels=shape[0], channels=network.channels)
 
-    def loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        x_0, y = self.draw(self.config.batch_size, generator)
-        t = draw_times(len(x_0), generator).to(self.device)
-        return nn.functional.mse_loss(model(interpolate(x_0, y, t)), t)
+    def minibatch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        x_0, y = self.laws.draw(self.config.batch_size, generator)
+        return {"x_0": x_0, "y": y, "t": draw_times(len(x_0), generator)}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        x_t = interpolate(batch["x_0"], batch["y"], batch["t"])
+        return nn.functional.mse_loss(model(x_t).float(), batch["t"])
 
 
-def make_network(kind: type[nn.Module], config: Network) -> nn.Module:
-    return kind(DIMENSION, config.width, config.hidden_layers, config.activation)
+class FeatureClassifier(NSGFPhase):
+    """Phase 4, not of the paper: a small classifier of the training images, whose features the evaluation compares samples in."""
+
+    config: settings.FeatureClassifier
+    laws: ImageLaws
+
+    def make_model(self) -> nn.Module:
+        size = self.laws.shape
+        return ImageClassifier(
+            image_size=size[1], image_channels=size[0], channels=self.config.network.channels, classes=10
+        )
+
+    def minibatch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        x, label = self.laws.draw_labelled(self.config.batch_size, generator)
+        return {"x": x, "label": label}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch["x"]).float(), batch["label"])
+
+
+def make_velocity_network(network: settings.MLP | settings.UNet, shape: tuple[int, ...]) -> nn.Module:
+    """v_theta or u_delta for points or images of `shape`. Raises BadInput for sizes that do not fit together."""
+    if isinstance(network, settings.MLP):
+        return TimeMLP(*shape, network.width, network.hidden_layers, network.activation)
+    try:
+        return UNet(image_size=shape[1], image_channels=shape[0], **network.model_dump())
+    except ValueError as error:
+        raise BadInput(f"phases.*.network: {error}") from None
 
 
 def draw_times(n: int, generator: torch.Generator) -> Tensor:
@@ -162,12 +310,12 @@ def draw_times(n: int, generator: torch.Generator) -> Tensor:
 
 
 def interpolate(x_0: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """X_t = t Y + (1 - t) X_0 (Algorithm 3): x_0, y (n, d), t (n,)."""
-    weight = t[:, None]
+    """X_t = t Y + (1 - t) X_0 (Algorithm 3): x_0, y (n, ...), t (n,)."""
+    weight = t.view(-1, *[1] * (x_0.ndim - 1))
     return weight * y + (1 - weight) * x_0
 
 
 def optimal_assignment(x_0: Tensor, y: Tensor) -> Tensor:
     """The permutation of y, (n,), that minimises the sum of squared distances to x_0: exact OT of equal uniform weights."""
-    cost = torch.cdist(x_0, y).square()
+    cost = torch.cdist(x_0.flatten(1), y.flatten(1)).square()
     return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=y.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class PlusPlusSamples:
-    """NSGF++ samples x (n, d), the points and predicted times at the hand-over, and each sample's network evaluations."""
+    """NSGF++ samples x (n, ...), the points and predicted times at the hand-over, and each sample's network evaluations."""
 
     x: Tensor
     x_handover: Tensor
@@ -19,7 +19,7 @@ class PlusPlusSamples:
 
 
 def sinkhorn_flow(model: nn.Module, x_0: Tensor, *, steps: int, horizon: float) -> Tensor:
-    """Algorithm 2 with v_theta: the path (steps + 1, n, d) of `steps` Euler steps over the flow time `horizon` = T * eta.
+    """Algorithm 2 with v_theta: the path (steps + 1, n, ...) of `steps` Euler steps over the flow time `horizon` = T * eta.
 
     With as many steps as the pool had, the step size is the pool's eta.
     """
@@ -27,7 +27,7 @@ def sinkhorn_flow(model: nn.Module, x_0: Tensor, *, steps: int, horizon: float) 
 
 
 def straight_flow(model: nn.Module, x_0: Tensor, *, steps: int) -> Tensor:
-    """u_delta from t = 0 to 1: the path (steps + 1, n, d) of uniform Euler steps."""
+    """u_delta from t = 0 to 1: the path (steps + 1, n, ...) of uniform Euler steps."""
     return _euler(model, x_0, steps=steps, step_size=1.0 / steps)
 
 
@@ -40,7 +40,7 @@ def _euler(model: nn.Module, x_0: Tensor, *, steps: int, step_size: float) -> Te
 
 
 def refine(model: nn.Module, x: Tensor, t: Tensor, *, step_size: float) -> tuple[Tensor, Tensor]:
-    """u_delta from each sample's own time t (n,) to 1: the samples (n, d) and the steps each took (n,).
+    """u_delta from each sample's own time t (n,) to 1: the samples (n, ...) and the steps each took (n,).
 
     Algorithm 4 takes (1 - t) / omega steps and does not say how to round: here the number is rounded up and the
     steps of a sample are equal, so each ends at time 1 exactly.
@@ -51,7 +51,8 @@ def refine(model: nn.Module, x: Tensor, t: Tensor, *, step_size: float) -> tuple
     for k in range(int(steps.max())):
         moving = steps > k
         t_k = t[moving] + k * size[moving]
-        x[moving] += size[moving, None] * model(x[moving], t_k)
+        weight = size[moving].view(-1, *[1] * (x.ndim - 1))
+        x[moving] += weight * model(x[moving], t_k)
     return x, steps
 
 

@@ -1,12 +1,14 @@
 """The command line: `repro list`, `repro run`, `repro report`. Data on standard output, progress on standard error.
 
-Exit codes: 0 done, 1 a run failed, 2 bad input (nothing written), 130 interrupted (resume with --resume).
+Exit codes: 0 done, 1 a run failed, 2 bad input (nothing written), 130 interrupted by Ctrl-C, 143 ended by SIGTERM after
+saving. Runs that were interrupted or ended go on with --resume.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,17 +16,30 @@ from pathlib import Path
 import torch
 
 from repro.config import load
-from repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED, BadInput, RunFailed
+from repro.distributed import World, world_of_this_process
+from repro.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_RUN_FAILED,
+    EXIT_TERMINATED,
+    BadInput,
+    RunFailed,
+    Terminated,
+)
 from repro.method import Project, find_project
 from repro.report import VERDICTS, write_report
-from repro.run import execute, execute_many, holds_run, plan, run_folder
+from repro.run import Plan, execute, execute_many, holds_run, plan, run_folder
+from repro.runtime import Runtime
+from repro.termination import termination
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
+        with termination():
+            return options.command(options)
     except BadInput as error:
         for problem in error.problems:
             print(f"repro: {problem}", file=sys.stderr)
@@ -35,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("repro: interrupted; go on with the same command and --resume", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Terminated:
+        print("repro: ended by SIGTERM; go on with the same command and --resume", file=sys.stderr)
+        return EXIT_TERMINATED
 
 
 def _parser() -> _Parser:
@@ -79,6 +97,19 @@ def _parser() -> _Parser:
         help="cpu, cuda, cuda:1, or auto: cuda if there is one (default: auto)",
     )
     run.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="where data sets lie; nothing is downloaded (default: data)",
+    )
+    run.add_argument(
+        "--pool-storage",
+        choices=["auto", "memory", "disk"],
+        default="auto",
+        help="where pools are kept; the result is the same (default: auto, by what is free)",
+    )
+    run.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and what would run, write nothing"
     )
     run.set_defaults(command=_run)
@@ -103,10 +134,9 @@ def _list(options: argparse.Namespace) -> int:
     project = find_project(Path.cwd())
     experiments = {}
     for name, path in project.experiments().items():
-        config, _ = load(project.method.config, path)
-        experiments[name] = {
-            phase.name: phase.iterations for phase in project.method.phases(config, torch.device("cpu"))
-        }
+        config, _ = load(project.config_class(name), path)
+        phases = project.method.phases(config, Runtime(torch.device("cpu")))
+        experiments[name] = {phase.name: phase.iterations for phase in phases}
     if options.json:
         print(json.dumps(experiments, indent=1))
     else:
@@ -125,18 +155,37 @@ def _run(options: argparse.Namespace) -> int:
     overrides = list(options.overrides)
     if options.train_iters is not None:
         overrides.append(f"phases.*.iterations={options.train_iters}")
-    device = _device(options.device)
     plans = [plan(project, name, overrides) for name in _names(project, options.experiments)]
-    for one in plans:
-        for change in one.changes:
-            print(f"{one.experiment}: {change}", file=sys.stderr)
-    if options.dry_run:
-        print(json.dumps({one.experiment: one.config.model_dump(mode="json") for one in plans}, indent=1))
-        return EXIT_OK
-    if len(plans) * len(options.seeds) == 1:
-        print(execute(plans[0], options.seeds[0], options.runs, device, options.resume, options.resume_phase))
-        return EXIT_OK
+    with world_of_this_process() as world:
+        device = _device(options.device, world)
+        if world.first:
+            for one in plans:
+                for change in one.changes:
+                    print(f"{one.experiment}: {change}", file=sys.stderr)
+        if options.dry_run:
+            if world.first:
+                print(json.dumps({one.experiment: one.config.model_dump(mode="json") for one in plans}, indent=1))
+            return EXIT_OK
+        runtime = Runtime(device, options.data_root, options.pool_storage, world)
+        if len(plans) * len(options.seeds) == 1 or world.size > 1:
+            return _run_here(options, plans, runtime)
+    return _run_in_processes(options, plans, overrides)
 
+
+def _run_here(options: argparse.Namespace, plans: list[Plan], runtime: Runtime) -> int:
+    """In this process, one run after the other."""
+    if options.jobs > 1 and runtime.world.size > 1:
+        raise BadInput(f"--jobs: found {options.jobs}, expected 1 with {runtime.world.size} processes on one run")
+    for seed in options.seeds:
+        for one in plans:
+            folder = execute(one, seed, options.runs, runtime, options.resume, options.resume_phase)
+            if runtime.world.first:
+                print(folder)
+    return EXIT_OK
+
+
+def _run_in_processes(options: argparse.Namespace, plans: list[Plan], overrides: list[str]) -> int:
+    """Each run in a process of its own, --jobs at a time."""
     if not options.resume and options.resume_phase is None:
         taken = [run_folder(options.runs, one.experiment, seed) for one in plans for seed in options.seeds]
         taken = [str(folder) for folder in taken if holds_run(folder)]
@@ -145,9 +194,10 @@ def _run(options: argparse.Namespace) -> int:
                 f"{taken[0]}: found a run, expected none; continue with --resume or choose another folder with --runs"
             )
     passed = [*(f"--set={override}" for override in overrides), "--device", options.device]
+    passed += ["--data-root", str(options.data_root), "--pool-storage", options.pool_storage]
     passed += ["--resume"] if options.resume else []
     passed += ["--resume-phase", str(options.resume_phase)] if options.resume_phase else []
-    failures = execute_many(plans, options.seeds, options.runs, device, options.jobs, passed)
+    failures = execute_many(plans, options.seeds, options.runs, options.jobs, passed)
     for failure in failures:
         print(f"repro: {failure}", file=sys.stderr)
     print(options.runs)
@@ -182,9 +232,11 @@ def _names(project: Project, patterns: list[str]) -> list[str]:
     return names
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, world: World) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     refusal = f"--device: found '{name}', expected {', '.join(devices)} or auto"
     try:

@@ -4,6 +4,7 @@ EXIT_OK = 0
 EXIT_RUN_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class BadInput(Exception):
@@ -16,3 +17,7 @@ class BadInput(Exception):
 
 class RunFailed(Exception):
     """A run started and could not go on, for instance because a loss stopped being finite."""
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM). Like KeyboardInterrupt no Exception, so that nothing swallows it."""

@@ -7,16 +7,17 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import repro
 from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.phases import Phase
+from repro.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,17 @@ class Evaluation:
 class Method:
     """A method: its typed configuration, its phases in order, its evaluation, and what it adds to the report.
 
-    phases: (configuration, device) -> the phases, not yet prepared.
-    evaluate: (configuration, finished networks by phase, seed, device) -> metrics; a claim of the spec names its
-    metric by the same dotted name.
+    config: the class of every experiment's configuration, or a class for each pattern of names; the first that matches counts.
+    phases: (configuration, runtime) -> the phases, not yet prepared.
+    evaluate: (configuration, finished networks by phase, seed, runtime) -> metrics; a claim of the spec names its
+    metric by the same dotted name. One process calls it, also where several trained.
     report_sections: (judgements, records, runs folder, report folder) -> Markdown; draws figures into the report folder.
     """
 
     name: str
-    config: type[RunConfig]
-    phases: Callable[[Any, torch.device], Sequence[Phase]]
-    evaluate: Callable[[Any, Mapping[str, nn.Module], int, torch.device], Evaluation]
+    config: type[RunConfig] | Mapping[str, type[RunConfig]]
+    phases: Callable[[Any, Runtime], Sequence[Phase]]
+    evaluate: Callable[[Any, Mapping[str, nn.Module], int, Runtime], Evaluation]
     report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str]
 
 
@@ -58,6 +60,18 @@ class Project:
     @property
     def reports(self) -> Path:
         return self.root / "reports"
+
+    def config_class(self, experiment: str) -> type[RunConfig]:
+        """The class of an experiment's configuration. Raises BadInput when the method names none."""
+        classes = self.method.config
+        if not isinstance(classes, Mapping):
+            return classes
+        for pattern, one in classes.items():
+            if fnmatchcase(experiment, pattern):
+                return one
+        raise BadInput(
+            f"{self.root / 'configs'}: found experiment '{experiment}', expected a name like {', '.join(classes)}, for which {self.method.name} has a configuration"
+        )
 
     def experiments(self) -> dict[str, Path]:
         """The configuration file of each experiment, by the experiment's name."""
@@ -99,8 +113,9 @@ def _project(path: Path, table: dict) -> Project:
         raise BadInput(f"{path}: tool.repro.method: {error}") from None
     if not isinstance(method, Method):
         raise BadInput(f"{path}: tool.repro.method: found {type(method).__name__}, expected a repro.method.Method")
-    if not issubclass(method.config, RunConfig):
-        raise BadInput(
-            f"{path}: tool.repro.method: found the configuration {method.config.__name__}, expected a subclass of repro.config.RunConfig"
-        )
+    for one in method.config.values() if isinstance(method.config, Mapping) else [method.config]:
+        if not issubclass(one, RunConfig):
+            raise BadInput(
+                f"{path}: tool.repro.method: found the configuration {one.__name__}, expected a subclass of repro.config.RunConfig"
+            )
     return Project(root, method)

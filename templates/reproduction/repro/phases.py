@@ -20,19 +20,23 @@ from torch import Tensor, nn
 
 from repro import checkpoint
 from repro.config import Pace, digest
-from repro.errors import BadInput, RunFailed
+from repro.errors import BadInput, RunFailed, Terminated
 from repro.progress import progress
 from repro.randomness import generator, seed_global_generators
+from repro.runtime import Runtime
+from repro.step import PLAIN, StepOptions, Stepper
+from repro.termination import deferred_termination
 
 
 class Phase(ABC):
     """One training phase. A method subclasses it; the trainer below runs it.
 
-    `name` is its key under `phases` in the configuration, `iterations` its number of optimiser steps.
+    `name` is its key under `phases` in the configuration, `iterations` its number of optimiser steps, `options` how a step is done.
     """
 
     name: str
     iterations: int
+    options: StepOptions = PLAIN
 
     @abstractmethod
     def make_model(self) -> nn.Module:
@@ -43,11 +47,25 @@ class Phase(ABC):
         """The phase's own optimiser."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        """The scalar loss of one minibatch, every draw of it from `generator` (a CPU generator)."""
+    def minibatch(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """The named tensors of one minibatch, on the CPU, every draw from `generator` (a CPU generator).
+
+        Each has one row per example. Several processes draw the same minibatch and take a share of its rows.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss of a minibatch, or of a share of it, that lies on the device."""
+
+    def check(self, folder: Path) -> list[str]:
+        """What the phase needs of the machine and of `folder`, where it will lie. Called for all phases before any work.
+
+        Returns what is worth saying, a line each. Raises BadInput for what the machine does not have.
+        """
+        return []
 
     def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
-        """Builds what the phase trains on, before its first step.
+        """Builds what the phase trains on, before its first step. Every process of a run calls it.
 
         `earlier` holds the networks of the phases before this one, by name: on the device, in eval mode, frozen.
         Files in `scratch` survive a kill and are deleted when the phase ends.
@@ -74,27 +92,29 @@ def run_phase(
     folder: Path,
     identity: dict[str, Any],
     seed: int,
-    device: torch.device,
+    runtime: Runtime,
     pace: Pace,
     earlier: Mapping[str, nn.Module],
 ) -> PhaseResult:
     """Runs `phase` to its end, from the newest state in `folder` if there is one.
 
     `identity` is what must not change between start and resume (the resolved configuration); a state of another
-    identity is refused with BadInput. Raises RunFailed when the loss stops being finite.
+    identity is refused with BadInput. Raises RunFailed when the loss stops being finite, Terminated after the state
+    was saved because of a SIGTERM.
     """
     finished = folder / "model.safetensors"
     if not finished.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         # A function of its own, so that model, optimiser and graph are gone before the result is loaded.
-        _train(phase, folder, finished, identity, seed, device, pace, earlier)
+        _train(phase, folder, finished, identity, seed, runtime, pace, earlier)
         phase.release()
+    runtime.world.barrier()
     # Here and not after training: a kill between the last save and these lines must not leave a pool behind.
-    (folder / "running.safetensors").unlink(missing_ok=True)
-    shutil.rmtree(folder / "scratch", ignore_errors=True)
-    if device.type == "cuda":
+    if runtime.world.first:
+        (folder / "running.safetensors").unlink(missing_ok=True)
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+    if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
-    return _load_finished(phase, finished, identity, device)
+    return _load_finished(phase, finished, identity, runtime.device)
 
 
 def _train(
@@ -103,51 +123,66 @@ def _train(
     finished: Path,
     identity: dict[str, Any],
     seed: int,
-    device: torch.device,
+    runtime: Runtime,
     pace: Pace,
     earlier: Mapping[str, nn.Module],
 ) -> None:
-    running = folder / "running.safetensors"
+    device, world = runtime.device, runtime.world
+    running, scratch = folder / "running.safetensors", folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
     _start_peak_memory(device)
     seed_global_generators(seed, phase.name, "initialise")
     model = phase.make_model().to(device)
-    optimiser = phase.make_optimiser(model)
-    start, spent_s = 0, 0.0
+    stepper = Stepper(model, phase.make_optimiser(model), phase.options, device)
+    start, spent_s, curve = 0, 0.0, []
     if running.exists():
         state = _matching(checkpoint.load(running), running, identity)
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, spent_s = state["steps_done"], state["wall_s"]
+        stepper.load_state_dict(state)
+        start, spent_s, curve = state["steps_done"], state["wall_s"], state["curve"]
         del state
-    log = _Log(folder / "log.jsonl", start)
+    log = _Log(folder / "log.jsonl", curve, writes=world.first)
 
     began = time.perf_counter()
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
     phase.prepare(seed, scratch, earlier)
     prepare_s = time.perf_counter() - began
 
-    def progress_so_far(steps_done: int) -> dict[str, Any]:
+    def save(path: Path, network: nn.Module, steps_done: int, rest: dict[str, Any]) -> None:
         wall_s = spent_s + time.perf_counter() - began
-        return {"identity": digest(identity), "steps_done": steps_done, "model": model.state_dict(), "wall_s": wall_s}
+        progress_so_far = {"identity": digest(identity), "steps_done": steps_done, "wall_s": wall_s, "curve": log.curve}
+        if world.first:
+            checkpoint.save(path, {**progress_so_far, "model": network.state_dict(), **rest})
 
     model.train()
-    for step in progress(range(start, phase.iterations), phase.name, total=phase.iterations, initial=start):
-        # Global generators too: dropout inside a network draws from them.
-        seed_global_generators(seed, phase.name, "step", step)
-        loss = phase.loss(model, generator(seed, phase.name, "draws", step))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        steps_done = step + 1
-        if steps_done % pace.log_every == 0 or steps_done == phase.iterations:
-            log.write(steps_done, _finite(loss, phase, steps_done))
-        if steps_done % pace.checkpoint_every == 0 and steps_done < phase.iterations:
-            _finite(loss, phase, steps_done)
-            checkpoint.save(running, {**progress_so_far(steps_done), "optimiser": optimiser.state_dict()})
+    shared = world.wrap(model, device)
+    steps = range(start, phase.iterations)
+    with deferred_termination() as stop:
+        for step in progress(steps, phase.name, total=phase.iterations, initial=start, shown=world.first):
+            # Global generators too: dropout inside a network draws from them.
+            seed_global_generators(seed, phase.name, "step", step, *world.rank_part)
+            minibatch = phase.minibatch(step, generator(seed, phase.name, "draws", step))
+            batch = {name: column.to(device) for name, column in world.share_of(minibatch, phase.name).items()}
+            with stepper.autocast():
+                loss = phase.loss(shared, batch)
+            stepper.step(loss, step)
+            steps_done = step + 1
+            ends = steps_done == phase.iterations
+            stops = world.any(stop.made) and not ends
+            saves = not ends and (stops or steps_done % pace.checkpoint_every == 0)
+            logs = ends or steps_done % pace.log_every == 0
+            if logs or saves:
+                value = _finite(world.mean(float(loss.detach())), phase, steps_done)
+            if logs:
+                log.write(steps_done, value)
+            if saves:
+                save(running, model, steps_done, stepper.state_dict())
+            if stops:
+                raise Terminated
 
-    cost = {"prepare_s": prepare_s, "peak_device_bytes": _peak_memory(device)}
-    checkpoint.save(finished, {**progress_so_far(phase.iterations), **cost, "curve": log.curve})
+        cost = {"prepare_s": prepare_s, "peak_device_bytes": _peak_memory(device)}
+        save(finished, stepper.result, phase.iterations, cost)
+        if world.any(stop.made):
+            raise Terminated
 
 
 def _load_finished(phase: Phase, path: Path, identity: dict, device: torch.device) -> PhaseResult:
@@ -173,33 +208,28 @@ def _matching(state: dict, path: Path, identity: dict) -> dict:
     return state
 
 
-def _finite(loss: Tensor, phase: Phase, steps_done: int) -> float:
-    value = float(loss.detach())
+def _finite(value: float, phase: Phase, steps_done: int) -> float:
     if value != value or abs(value) == float("inf"):
         raise RunFailed(f"phase {phase.name}, step {steps_done}: the loss is {value}; the last saved state is kept")
     return value
 
 
 class _Log:
-    """One JSON line per logged step. What a killed run wrote beyond its last saved state is dropped on resume."""
+    """The loss curve, and a copy of it to watch: one JSON line per logged step.
 
-    def __init__(self, path: Path, start: int):
-        self._path = path
-        self.curve: list[tuple[int, float]] = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # the line that the kill cut short
-                    continue
-                if entry["step"] <= start:
-                    self.curve.append((entry["step"], entry["loss"]))
-        self._path.write_text("".join(self._line(*point) for point in self.curve))
+    A resumed phase takes the curve from its state and writes the copy anew: a kill may have cut the copy short anywhere.
+    """
+
+    def __init__(self, path: Path, curve: list[tuple[int, float]], writes: bool):
+        self._path, self._writes, self.curve = path, writes, curve
+        if writes:
+            path.write_text("".join(self._line(*point) for point in curve))
 
     def write(self, step: int, loss: float) -> None:
         self.curve.append((step, loss))
-        with self._path.open("a") as file:
-            file.write(self._line(step, loss))
+        if self._writes:
+            with self._path.open("a") as file:
+                file.write(self._line(step, loss))
 
     @staticmethod
     def _line(step: int, loss: float) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +19,17 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from repro.checkpoint import flush
 from repro.config import Change, RunConfig, differences, digest, load, shaping
-from repro.errors import EXIT_OK, BadInput
+from repro.errors import EXIT_OK, BadInput, Terminated
 from repro.method import Project
 from repro.phases import Phase, PhaseResult, run_phase
 from repro.progress import progress
 from repro.randomness import seed_global_generators
 from repro.runinfo import describe, peak_host_bytes
+from repro.runtime import Runtime
 from repro.spec import check_experiment, claim_hashes, load_spec
+from repro.step import check_precision
 
 RECORD, CONFIG, TENSORS = "record.json", "config.yaml", "tensors.safetensors"
 
@@ -50,14 +54,14 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
             f"{project.root / 'configs'}: found no experiment '{experiment}', expected one of: {', '.join(known)}"
         )
     path = known[experiment]
-    shipped, _ = load(project.method.config, path)
+    shipped, _ = load(project.config_class(experiment), path)
     if shipped.experiment != experiment:
         raise BadInput(
             f"{path}: experiment: found '{shipped.experiment}', expected '{experiment}', the name of the file"
         )
     spec = load_spec(project.spec)
     check_experiment(spec, project.spec, experiment, shipped, path)
-    config, changes = load(project.method.config, path, overrides)
+    config, changes = load(project.config_class(experiment), path, overrides)
     if config.experiment != experiment:
         raise BadInput(
             f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden"
@@ -70,25 +74,30 @@ def run_folder(runs: Path, experiment: str, seed: int) -> Path:
     return runs / experiment / f"seed-{seed}"
 
 
-def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: bool, resume_phase: int | None) -> Path:
+def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, resume_phase: int | None) -> Path:
     """Trains every phase and evaluates. Returns the run folder. An interrupted run goes on from its last saved state.
 
-    Raises BadInput when the folder holds a run and `resume` is not set, or holds a run of another configuration.
+    Raises BadInput when the folder holds a run and `resume` is not set, or holds a run of another configuration, or
+    when a phase asks for what the machine does not have; then nothing was written.
     """
-    folder = run_folder(runs, plan.experiment, seed)
-    phases = plan.project.method.phases(plan.config, device)
+    folder, world = run_folder(runs, plan.experiment, seed), runtime.world
+    phases = plan.project.method.phases(plan.config, runtime)
     _check_folder(plan, folder, phases, resume, resume_phase)
     if (folder / RECORD).exists() and resume_phase is None:
         return folder
+    messages = _check_machine(folder, phases, runtime, resume_phase)
+    world.barrier()  # nothing is written until every process has looked
 
-    _make_folder(folder)
-    if resume_phase is not None:
-        _set_aside(folder, phases, resume_phase)
-    _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
+    if world.first:
+        _make_folder(folder)
+        if resume_phase is not None:
+            _set_aside(folder, phases, resume_phase)
+        _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
+        for line in [_where(folder, phases)] * resume + messages:
+            print(f"{folder}: {line}", file=sys.stderr)
+    world.barrier()
 
-    if resume:
-        print(f"{folder}: {_where(folder, phases)}", file=sys.stderr)
-    info = describe(plan.project.root, device)
+    info = describe(plan.project.root, runtime)
     results: dict[str, PhaseResult] = {}
     for number, phase in enumerate(phases, start=1):
         results[phase.name] = run_phase(
@@ -96,16 +105,23 @@ def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: boo
             folder=_phase_folder(folder, number, phase),
             identity=_identity(plan, seed),
             seed=seed,
-            device=device,
+            runtime=runtime,
             pace=plan.config.pace,
             earlier={name: result.model for name, result in results.items()},
         )
+    if world.first:
+        _evaluate(plan, seed, folder, runtime, results, info)
+    return folder
 
+
+def _evaluate(
+    plan: Plan, seed: int, folder: Path, runtime: Runtime, results: dict[str, PhaseResult], info: dict[str, Any]
+) -> None:
     began = time.perf_counter()
     seed_global_generators(seed, "evaluate")
     models = {name: result.model for name, result in results.items()}
     with torch.no_grad():
-        evaluation = plan.project.method.evaluate(plan.config, models, seed, device)
+        evaluation = plan.project.method.evaluate(plan.config, models, seed, runtime)
     evaluation_s = time.perf_counter() - began
 
     # Clones, because safetensors refuses tensors that share memory, as a path and its last point may.
@@ -135,19 +151,18 @@ def execute(plan: Plan, seed: int, runs: Path, device: torch.device, resume: boo
     _write_text(folder / RECORD, _one_key_per_line(record))
     for line in unmeasured(plan, record):
         print(f"repro: warning: {line}", file=sys.stderr)
-    return folder
 
 
-def execute_many(
-    plans: list[Plan], seeds: list[int], runs: Path, device: torch.device, jobs: int, arguments: list[str]
-) -> list[str]:
+def execute_many(plans: list[Plan], seeds: list[int], runs: Path, jobs: int, arguments: list[str]) -> list[str]:
     """Runs every (experiment, seed) in `jobs` processes at a time. Returns a line per run that failed.
 
     `arguments` are the options that each process gets besides its experiment and seed. The processes share the cores,
-    unless OMP_NUM_THREADS says otherwise.
+    unless OMP_NUM_THREADS says otherwise. A SIGTERM is passed on to them, and Terminated raised after they have ended.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     tasks = [(plan.experiment, seed) for seed in seeds for plan in plans]
+    running: list[subprocess.Popen] = []
+    ending, starts = False, threading.Lock()  # a run must not start unseen while the others are being ended
 
     def one(task: tuple[str, int]) -> str | None:
         experiment, seed = task
@@ -167,20 +182,30 @@ def execute_many(
         ]
         log = folder / "output.log"
         with log.open("ab") as output:
-            code = subprocess.run(
-                command, stdout=output, stderr=output, env={"OMP_NUM_THREADS": str(threads)} | os.environ
-            ).returncode
+            with starts:
+                if ending:
+                    return None
+                process = subprocess.Popen(
+                    command, stdout=output, stderr=output, env={"OMP_NUM_THREADS": str(threads)} | os.environ
+                )
+                running.append(process)
+            code = process.wait()
+            running.remove(process)
         if code == EXIT_OK:
             return None
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
         return f"{experiment} seed {seed}: exit code {code}: {last} (see {log})"
 
     with ThreadPoolExecutor(jobs) as workers:
-        outcomes: Iterator[str | None] = workers.map(one, tasks)
         try:
+            outcomes: Iterator[str | None] = workers.map(one, tasks)
             return [outcome for outcome in progress(outcomes, "runs", total=len(tasks)) if outcome]
-        except KeyboardInterrupt:
-            workers.shutdown(wait=False, cancel_futures=True)  # or the runs that still wait would start
+        except (KeyboardInterrupt, Terminated):
+            workers.shutdown(wait=False, cancel_futures=True)
+            with starts:
+                ending = True
+            for process in list(running):
+                process.terminate()
             raise
 
 
@@ -201,6 +226,18 @@ def unmeasured(plan: Plan, record: dict[str, Any]) -> list[str]:
                     f"{plan.project.spec}: claim {claim.id}: found metric '{name}', which no evaluation gave{hint}"
                 )
     return lines
+
+
+def _check_machine(folder: Path, phases: list[Phase], runtime: Runtime, resume_phase: int | None) -> list[str]:
+    """What the phases that are still to run say about this machine. Raises BadInput for what it does not have."""
+    messages = []
+    for number, phase in enumerate(phases, start=1):
+        own = _phase_folder(folder, number, phase)
+        starts_over = resume_phase is not None and number >= resume_phase
+        if starts_over or not (own / "model.safetensors").exists():
+            check_precision(phase.options, phase.name, runtime.device)
+            messages += [f"{number} {phase.name}: {line}" for line in phase.check(own)]
+    return messages
 
 
 def _make_folder(folder: Path) -> None:
@@ -245,7 +282,7 @@ def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, r
         raise BadInput(
             f"{folder}: found a run, expected none; continue it with --resume or choose another folder with --runs"
         )
-    before, _ = load(plan.project.method.config, folder / CONFIG)
+    before, _ = load(plan.project.config_class(plan.experiment), folder / CONFIG)
     changed = differences(shaping(before), shaping(plan.config))
     if changed:
         raise BadInput(
@@ -278,4 +315,5 @@ def _one_key_per_line(record: dict[str, Any]) -> str:
 def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
+    flush(partial)
     os.replace(partial, path)

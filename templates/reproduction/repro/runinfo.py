@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -14,14 +15,24 @@ from typing import Any
 
 import torch
 
+from repro.runtime import Runtime
 
-def describe(root: Path, device: torch.device) -> dict[str, Any]:
+PROC = Path("/proc")
+CGROUPS = {
+    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    "memory": (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Limit, use and reclaimable file cache of a control group's memory, by the controller's name in versions 2 and 1."""
+
+
+def describe(root: Path, runtime: Runtime) -> dict[str, Any]:
     """Plain data about this process: command, commit, versions, machine, start time."""
     return {
         "command": " ".join(["repro", *sys.argv[1:]]),
         "commit": git_commit(root),
         "versions": {"python": platform.python_version(), **imported_versions()},
-        "machine": machine(device),
+        "machine": machine(runtime.device),
+        "processes": runtime.world.size,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -43,6 +54,24 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def available_host_bytes() -> int:
+    """Memory that this process can still take: what the system calls available, or less where a container or a batch job
+    has a limit."""
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if found := re.search(r"^MemAvailable:\s+(\d+) kB", _read(PROC / "meminfo") or "", re.MULTILINE):
+        free.append(int(found[1]) * 1024)
+    groups = dict(re.findall(r"^\d+:(|.*\bmemory\b.*?):(/.*)$", _read(PROC / "self" / "cgroup") or "", re.MULTILINE))
+    for name, (root, limit, used, cache) in CGROUPS.items():
+        # A limit holds for all groups below. A container sees its own group as the root, whatever it is called outside.
+        group = root / groups.get(name, "/").removeprefix("/")
+        for folder in (group, *group.parents):
+            allowed, taken, statistics = (_read(folder / file) for file in (limit, used, "memory.stat"))
+            if allowed and taken and allowed.strip().isdecimal():
+                reclaimable = re.search(rf"^{cache} (\d+)", statistics or "", re.MULTILINE)
+                free.append(max(0, int(allowed) - int(taken) + int(reclaimable[1] if reclaimable else 0)))
+    return min(free)
 
 
 def peak_host_bytes() -> int:
@@ -67,9 +96,15 @@ def _git(root: Path, *arguments: str) -> str | None:
     return result.stdout.strip()
 
 
-def _processor() -> str:
+def _read(path: Path) -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return path.read_text()
     except OSError:
+        return None
+
+
+def _processor() -> str:
+    lines = (_read(Path("/proc/cpuinfo")) or "").splitlines()
+    if not lines:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

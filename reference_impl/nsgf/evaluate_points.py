@@ -1,4 +1,4 @@
-"""The evaluation of one run: every method's samples against one test set, each distance beside its sampling floor."""
+"""The evaluation of a run in two dimensions: every method's samples against one test set, each distance beside its sampling floor."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from nsgf import data, sample
-from nsgf.config import Config, EvaluationProtocol, VelocityFieldPhase
+from nsgf.config import PointConfig, PointEvaluation, PointVelocityField
 from nsgf.metrics import sinkhorn_divergence, transport_distances
 from repro.method import Evaluation
 from repro.progress import progress
 from repro.randomness import generator
+from repro.runtime import Runtime
 
 CURVE_STEPS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of Euler steps of the figure "W2 against number of steps"."""
 
 
-def evaluate(config: Config, models: Mapping[str, nn.Module], seed: int, device: torch.device) -> Evaluation:
+def evaluate(config: PointConfig, models: Mapping[str, nn.Module], seed: int, runtime: Runtime) -> Evaluation:
     """Metrics named `<method>.<steps>.<metric>` and `floor.<metric>`, and the tensors of the figures.
 
     Methods: nsgf (each velocity field at the number of steps of its own pool), nsgf_resampled (the finest velocity
     field at other numbers of steps), fm, ot_cfm, nsgf_plus_plus.
     """
-    protocol = config.evaluation
+    protocol, device = config.evaluation, runtime.device
     x_0 = data.sample(config.data.source, protocol.test_points, generator(seed, "evaluate", "source")).to(device)
     test = data.sample(config.data.target, protocol.test_points, generator(seed, "evaluate", "test")).to(device)
     paths = _paths(config, models, x_0)
@@ -58,7 +59,7 @@ def evaluate(config: Config, models: Mapping[str, nn.Module], seed: int, device:
     return Evaluation(metrics, {name: tensor.cpu() for name, tensor in tensors.items()})
 
 
-def _paths(config: Config, models: Mapping[str, nn.Module], x_0: Tensor) -> dict[str, Tensor]:
+def _paths(config: PointConfig, models: Mapping[str, nn.Module], x_0: Tensor) -> dict[str, Tensor]:
     """The path (steps + 1, n, d) of every method at every number of steps."""
     fields = {"velocity_field": config.phases.velocity_field, "velocity_field_100": config.phases.velocity_field_100}
     fields = {name: phase for name, phase in fields.items() if phase is not None}
@@ -78,7 +79,7 @@ def _paths(config: Config, models: Mapping[str, nn.Module], x_0: Tensor) -> dict
     return paths
 
 
-def _plus_plus(config: Config, models: Mapping[str, nn.Module], x_0: Tensor) -> sample.PlusPlusSamples:
+def _plus_plus(config: PointConfig, models: Mapping[str, nn.Module], x_0: Tensor) -> sample.PlusPlusSamples:
     flow = config.phases.velocity_field.flow
     return sample.nsgf_plus_plus(
         models["velocity_field"],
@@ -92,16 +93,16 @@ def _plus_plus(config: Config, models: Mapping[str, nn.Module], x_0: Tensor) -> 
     )
 
 
-def _horizon(phase: VelocityFieldPhase) -> float:
+def _horizon(phase: PointVelocityField) -> float:
     return phase.flow.steps * phase.flow.step_size
 
 
-def _distances(x: Tensor, test: Tensor, protocol: EvaluationProtocol) -> dict[str, float]:
+def _distances(x: Tensor, test: Tensor, protocol: PointEvaluation) -> dict[str, float]:
     divergence = sinkhorn_divergence(x, test, blur=protocol.sinkhorn_blur, scaling=protocol.sinkhorn_scaling)
     return {**transport_distances(x, test), "sinkhorn_divergence": divergence}
 
 
-def _floor(config: Config, seed: int, device: torch.device) -> dict[str, float]:
+def _floor(config: PointConfig, seed: int, device: torch.device) -> dict[str, float]:
     """The mean of each distance between two independent samples of the target, as large as the test set."""
     protocol = config.evaluation
     draws = []

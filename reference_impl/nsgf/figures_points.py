@@ -5,35 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
-
-import matplotlib
-import numpy as np
-import torch
-
-matplotlib.use("Agg")
+from statistics import mean
 
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
-from safetensors.torch import load_file
 from torch import Tensor
 
-from nsgf.evaluate import CURVE_STEPS
+from nsgf.evaluate_points import CURVE_STEPS
+from nsgf.figures_common import COLOURS, load_tensors, running_median, save, show
 from repro.report import Judgement
-from repro.run import TENSORS, run_folder
 
 METHODS = {"nsgf": "NSGF", "fm": "FM", "ot_cfm": "OT-CFM"}
 READINGS = {"w2": "W2", "w2_squared": "W2²", "half_w2_squared": "½ W2²", "sinkhorn_divergence": "Sinkhorn divergence"}
-COLOURS = {
-    "nsgf": "#0072b2",
-    "nsgf_resampled": "#56b4e9",
-    "fm": "#d55e00",
-    "ot_cfm": "#009e73",
-    "nsgf_plus_plus": "#cc79a7",
-}
 EXTENT = 7.5
-DPI = 110
 
 
 def report_sections(judgements: Sequence[Judgement], records: Sequence[dict], runs: Path, reports: Path) -> str:
@@ -44,13 +31,13 @@ def report_sections(judgements: Sequence[Judgement], records: Sequence[dict], ru
         return ""
     folder = reports / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    _save(_distance_by_steps(records), folder / "w2-by-steps.png")
-    _save(_loss_curves(records), folder / "loss-curves.png")
+    save(_distance_by_steps(records), folder / "w2-by-steps.png")
+    save(_loss_curves(records), folder / "loss-curves.png")
     tensors = _tensors(records, runs)
     if tensors:
-        _save(_particle_paths(tensors), folder / "particle-paths.png")
-        _save(_samples(tensors), folder / "samples.png")
-        _save(_handover(tensors), folder / "hand-over.png")
+        save(_particle_paths(tensors), folder / "particle-paths.png")
+        save(_samples(tensors), folder / "samples.png")
+        save(_handover(tensors), folder / "hand-over.png")
     return "\n".join([_readings(judgements, records), _plus_plus(records), _gallery(folder)])
 
 
@@ -68,7 +55,7 @@ def _readings(judgements: Sequence[Judgement], records: Sequence[dict]) -> str:
             values = [metrics[f"{method}.{steps}.{reading}"] for metrics in own]
             floors = [metrics[f"floor.{reading}"] for metrics in own]
             ratios[method, reading].append(math.log(mean(values) / judgement.reported))
-            cells.append(f"{_show(values)} ({mean(floors):.3g})")
+            cells.append(f"{show(values)} ({mean(floors):.3g})")
         name = judgement.experiment.removeprefix("2d-")
         rows.append(f"| {name} | {METHODS[method]} | {steps} | {judgement.reported:.3g} | {' | '.join(cells)} |")
     if not rows:
@@ -113,7 +100,7 @@ def _plus_plus(records: Sequence[dict]) -> str:
         )
         floor = mean(metrics["floor.w2"] for metrics in own)
         lines.append(
-            f"| {experiment.removeprefix('2d-')} | {_show(w2)} ({floor:.3g}) | {_show(nfe)} | {time:.2f} ± {std:.2f} over the samples |"
+            f"| {experiment.removeprefix('2d-')} | {show(w2)} ({floor:.3g}) | {show(nfe)} | {time:.2f} ± {std:.2f} over the samples |"
         )
     return "\n".join(lines) + "\n"
 
@@ -173,7 +160,7 @@ def _loss_curves(records: Sequence[dict]) -> plt.Figure:
             steps, losses = zip(*record["curves"].get(phase, [(1, math.nan)]), strict=True)
             colour = colours[experiments.index(record["experiment"])]
             axis.plot(
-                steps, _running_median(losses), color=colour, lw=0.8, label=record["experiment"].removeprefix("2d-")
+                steps, running_median(losses), color=colour, lw=0.8, label=record["experiment"].removeprefix("2d-")
             )
         axis.set(title=phase, xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both", lw=0.4)
@@ -255,12 +242,11 @@ def _drawn(tensors: dict, names: dict[str, str], kind: str) -> list[str]:
 
 def _tensors(records: Sequence[dict], runs: Path) -> dict[str, dict[str, Tensor]]:
     """The tensors of each experiment's first seed, or nothing unless every experiment has them."""
-    first = {}
+    first: dict[str, dict] = {}
     for record in records:
-        first.setdefault(record["experiment"], run_folder(runs, record["experiment"], record["seed"]) / TENSORS)
-    if not all(path.exists() for path in first.values()):
-        return {}
-    return {experiment: load_file(path) for experiment, path in first.items()}
+        first.setdefault(record["experiment"], record)
+    found = {experiment: load_tensors(record, runs) for experiment, record in first.items()}
+    return found if all(found.values()) else {}
 
 
 def _by_experiment(records: Sequence[dict]) -> dict[str, list[dict]]:
@@ -268,18 +254,3 @@ def _by_experiment(records: Sequence[dict]) -> dict[str, list[dict]]:
     for record in records:
         groups.setdefault(record["experiment"], []).append(record["metrics"])
     return groups
-
-
-def _running_median(values: Sequence[float], width: int = 11) -> list[float]:
-    half = width // 2
-    windows = (sorted(values[max(0, k - half) : k + half + 1]) for k in range(len(values)))
-    return [window[len(window) // 2] for window in windows]
-
-
-def _show(values: Sequence[float]) -> str:
-    return f"{mean(values):.3g}" + (f" ± {stdev(values):.1g}" if len(values) > 1 else "")
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
-    plt.close(figure)

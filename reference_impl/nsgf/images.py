@@ -1,0 +1,120 @@
+"""The image sets: digits (embedded in scikit-learn), MNIST, CIFAR-10, as tensors of whole pixels.
+
+Pixels become floats in [-1, 1] when they are drawn, so a set takes one byte a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nsgf.torchvision_cpu import import_torchvision
+from repro.errors import BadInput
+
+Split = Literal["train", "test"]
+DIGITS_TEST_EVERY = 6
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """pixels (N, c, s, s) uint8 from 0 to `white`, labels (N,) int64 from 0."""
+
+    pixels: Tensor
+    labels: Tensor
+    white: int
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """The images at `index`, (n, c, s, s) float32 in [-1, 1]."""
+        return to_images(self.pixels[index], self.white)
+
+    def draw(self, n: int, generator: torch.Generator, flip: bool) -> tuple[Tensor, Tensor]:
+        """n images, drawn with replacement, and their labels; with `flip` each is mirrored left to right with probability 1/2."""
+        index = torch.randint(len(self), (n,), generator=generator)
+        x = self.images(index)
+        if flip:
+            mirrored = torch.rand(n, generator=generator) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        return x, self.labels[index]
+
+
+def to_pixels(x: Tensor, white: int = 255) -> Tensor:
+    """Images in [-1, 1], what lies outside clipped, rounded to uint8 from 0 to `white`."""
+    return ((x.clamp(-1, 1) + 1) * (white / 2)).round().to(torch.uint8)
+
+
+def to_images(pixels: Tensor, white: int) -> Tensor:
+    """Pixels from 0 to `white` as float32 in [-1, 1]."""
+    return pixels.float() * (2 / white) - 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """How an image set is read: its shape (c, s, s), the folder below the data root that must be there, the reader."""
+
+    shape: tuple[int, int, int]
+    folder: str | None
+    read: Callable[[Path, Split], ImageSet]
+
+
+def require(name: str, data_root: Path) -> None:
+    """Raises BadInput when the files of the set are not there. Nothing is ever downloaded."""
+    folder = SOURCES[name].folder
+    if folder is not None and not (data_root / folder).is_dir():
+        raise BadInput(f"--data-root: found no folder {data_root / folder}, expected the data set {name} there")
+
+
+def load(name: str, split: Split, data_root: Path) -> ImageSet:
+    """One split of a set. Raises BadInput when its files are missing or damaged."""
+    require(name, data_root)
+    try:
+        return SOURCES[name].read(data_root, split)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise BadInput(f"--data-root: {data_root}: cannot read {name}: {' '.join(str(error).split())}") from None
+
+
+def _digits(data_root: Path, split: Split) -> ImageSet:
+    """The 1,797 8x8 scans of scikit-learn. It has no split of its own; every sixth image is for testing."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    for_test = torch.arange(len(bunch.target)) % DIGITS_TEST_EVERY == 0
+    chosen = for_test if split == "test" else ~for_test
+    pixels = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
+    return ImageSet(pixels[chosen], torch.from_numpy(bunch.target).long()[chosen], white=16)
+
+
+def _mnist(data_root: Path, split: Split) -> ImageSet:
+    stored = import_torchvision().datasets.MNIST(str(data_root), train=split == "train", download=False)
+    return ImageSet(stored.data[:, None], stored.targets, white=255)
+
+
+def _cifar10(data_root: Path, split: Split) -> ImageSet:
+    stored = import_torchvision().datasets.CIFAR10(str(data_root), train=split == "train", download=False)
+    pixels = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(pixels, torch.tensor(stored.targets), white=255)
+
+
+def _cifar10_jpeg(data_root: Path, split: Split) -> ImageSet:
+    """A lossy copy as folders split/class/*.jpg. What is measured on it is no result on CIFAR-10."""
+    torchvision = import_torchvision()
+    stored = torchvision.datasets.ImageFolder(
+        str(data_root / "cifar10-jpeg" / split), torchvision.transforms.PILToTensor()
+    )
+    return ImageSet(torch.stack([image for image, _ in stored]), torch.tensor(stored.targets), white=255)
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source((1, 8, 8), None, _digits),
+    "mnist": Source((1, 28, 28), "MNIST/raw", _mnist),
+    "cifar10": Source((3, 32, 32), "cifar-10-batches-py", _cifar10),
+    "cifar10_jpeg": Source((3, 32, 32), "cifar10-jpeg", _cifar10_jpeg),
+}
+SETS = tuple(SOURCES)
