@@ -222,14 +222,9 @@ def _in_inception(
         print(f"FID and IS are not measured: {inception.missing(runtime.data_root)}", file=sys.stderr)
         return {}
 
-    def bytes_of(pixels: Tensor) -> Tensor:
+    def in_bytes(pixels: Tensor) -> Tensor:
         return pixels if reference.white == 255 else to_pixels(to_images(pixels, reference.white))
 
-    reference_pixels = bytes_of(reference.pixels)
-    metrics = {}
-    for name in ("nsgf_plus_plus", "floor", f"fm.{max(config.evaluation.euler_steps)}"):
-        found = inception.scores(
-            bytes_of(judged[name]), reference_pixels, weights, runtime.device, config.evaluation.batch_size
-        )
-        metrics |= {f"{name}.{metric}": value for metric, value in found.items()}
-    return metrics
+    names = ("nsgf_plus_plus", f"fm.{max(config.evaluation.euler_steps)}", "floor")
+    chosen = {name: in_bytes(judged[name]) for name in names}
+    return inception.scores(chosen, in_bytes(reference.pixels), weights, runtime.device)

@@ -42,8 +42,8 @@ def running_median(values: Sequence[float], width: int = 11) -> list[float]:
 
 
 def show(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, which one value does not have."""
-    return number(mean(values), 3) + (f" ± {number(stdev(values), 1)}" if len(values) > 1 else "")
+    """Mean ± standard deviation. One value has none, and values that are all the same need none."""
+    return number(mean(values), 3) + (f" ± {number(stdev(values), 1)}" if len(set(values)) > 1 else "")
 
 
 def number(value: float, digits: int) -> str:

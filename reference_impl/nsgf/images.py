@@ -57,27 +57,38 @@ def to_images(pixels: Tensor, white: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """How an image set is read: its shape (c, s, s), the folder below the data root that must be there, the reader."""
+    """How an image set is read: its shape (c, s, s), what must be there below the data root, the reader."""
 
     shape: tuple[int, int, int]
-    folder: str | None
+    needs: tuple[str, ...]
     read: Callable[[Path, Split], ImageSet]
 
 
 def require(name: str, data_root: Path) -> None:
-    """Raises BadInput when the files of the set are not there. Nothing is ever downloaded."""
-    folder = SOURCES[name].folder
-    if folder is not None and not (data_root / folder).is_dir():
-        raise BadInput(f"--data-root: found no folder {data_root / folder}, expected the data set {name} there")
+    """Raises BadInput when files of the set are not there, of either split. Nothing is ever downloaded."""
+    for needed in SOURCES[name].needs:
+        if not (data_root / needed).exists():
+            raise BadInput(f"--data-root: found no {data_root / needed}, expected the data set {name} there")
 
 
 def load(name: str, split: Split, data_root: Path) -> ImageSet:
     """One split of a set. Raises BadInput when its files are missing or damaged."""
     require(name, data_root)
+    source = SOURCES[name]
     try:
-        return SOURCES[name].read(data_root, split)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise BadInput(f"--data-root: {data_root}: cannot read {name}: {' '.join(str(error).split())}") from None
+        stored = source.read(data_root, split)
+    except (RuntimeError, OSError, ValueError, LookupError, AssertionError) as error:  # torchvision asserts sizes
+        reason = " ".join(str(error).split()).partition(". You can use download")[0] or "a size that is wrong"
+        raise BadInput(
+            f"--data-root: {data_root}: found {name} damaged ({reason}), expected a readable {split} split"
+        ) from None
+    found, expected = tuple(stored.pixels.shape[1:]), source.shape
+    if found != expected or len(stored) == 0 or len(stored.labels) != len(stored):
+        raise BadInput(
+            f"--data-root: {data_root}: found {len(stored)} images {found} and {len(stored.labels)} labels, "
+            f"expected as many of both and images {expected} in the {split} split of {name}"
+        )
+    return stored
 
 
 def _digits(data_root: Path, split: Split) -> ImageSet:
@@ -108,13 +119,21 @@ def _cifar10_jpeg(data_root: Path, split: Split) -> ImageSet:
     stored = torchvision.datasets.ImageFolder(
         str(data_root / "cifar10-jpeg" / split), torchvision.transforms.PILToTensor()
     )
+    if len(stored.classes) != 10:
+        raise ValueError(f"{len(stored.classes)} folders of classes instead of 10")
     return ImageSet(torch.stack([image for image, _ in stored]), torch.tensor(stored.targets), white=255)
 
 
+MNIST_FILES = tuple(
+    f"MNIST/raw/{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+CIFAR10_FILES = tuple(
+    f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta")
+)
 SOURCES: dict[str, Source] = {
-    "digits": Source((1, 8, 8), None, _digits),
-    "mnist": Source((1, 28, 28), "MNIST/raw", _mnist),
-    "cifar10": Source((3, 32, 32), "cifar-10-batches-py", _cifar10),
-    "cifar10_jpeg": Source((3, 32, 32), "cifar10-jpeg", _cifar10_jpeg),
+    "digits": Source((1, 8, 8), (), _digits),
+    "mnist": Source((1, 28, 28), MNIST_FILES, _mnist),
+    "cifar10": Source((3, 32, 32), CIFAR10_FILES, _cifar10),
+    "cifar10_jpeg": Source((3, 32, 32), ("cifar10-jpeg/train", "cifar10-jpeg/test"), _cifar10_jpeg),
 }
 SETS = tuple(SOURCES)

@@ -6,6 +6,7 @@ Phases 2 and 3 train on independent source and target points, never on the outpu
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from nsgf import config as settings
-from nsgf import geomloss_velocity, sinkhorn
+from nsgf import geomloss_velocity, inception, sinkhorn
 from nsgf.flow import Velocity, euler_flow
 from nsgf.laws import ImageLaws, Laws, PointLaws
 from nsgf.networks import ImageClassifier, TimeMLP, TimePredictorCNN, TimePredictorMLP
 from nsgf.unet import UNet
 from repro.errors import BadInput
 from repro.phases import Phase
-from repro.pool import MEMORY_SHARE, Placement, Pool, gib, make_file, place, publish, width
+from repro.pool import Placement, Pool, gib, make_file, place, publish, width
 from repro.progress import progress
 from repro.randomness import generator
-from repro.runinfo import available_host_bytes
 from repro.runtime import Runtime
 from repro.step import StepOptions
 
@@ -55,7 +55,7 @@ def _image_phases(config: settings.ImageConfig, runtime: Runtime) -> list[Phase]
         VelocityField("velocity_field", phases.velocity_field, laws, config.sinkhorn, runtime),
         StraightFlow("straight_flow", phases.straight_flow, laws, runtime),
         TimePredictor("time_predictor", phases.time_predictor, laws, runtime),
-        FeatureClassifier("feature_classifier", phases.feature_classifier, laws, runtime),
+        FeatureClassifier("feature_classifier", phases.feature_classifier, laws, runtime, config.evaluation.inception),
     ]
 
 
@@ -88,6 +88,7 @@ class NSGFPhase(Phase):
 
     def check(self, folder: Path) -> list[str]:
         self.laws.check()
+        self.runtime.world.require_shares(self.config.batch_size, self.name)
         return []
 
     def release(self) -> None:
@@ -128,26 +129,39 @@ class VelocityField(NSGFPhase):
 
     def placement(self, scratch: Path) -> Placement:
         """Where the pool can be kept. Raises BadInput, with what would fit, when it can be kept nowhere."""
-        of_batch = self.entries_of_batch * width(self.columns) * self.precision.itemsize
         nbytes = self.capacity * width(self.columns) * self.precision.itemsize
-        own = sum(path.stat().st_blocks * 512 for path in scratch.glob("pool.safetensors*"))
-        rolling = self.resident is not None
-        found = place(
-            nbytes, scratch, asked="memory" if rolling else self.runtime.pool_storage, own=own,
-            processes=1 if rolling else self.runtime.world.size,
-        )  # fmt: skip
+        found = self._place(nbytes, scratch, rolling=self.resident is not None)
         if found is None:
             key = f"phases.{self.name}.pool"
-            fitting = int(MEMORY_SHARE * available_host_bytes()) // of_batch
-            ways = (
-                f"--set {key}.precision=float16 for half of it, or --set {key}.resident_batches={fitting} for a pool that is renewed"
-                if hasattr(self.config.pool, "precision")
-                else f"--set {key}.batches={fitting}"
-            )
+            ways = " or ".join(f"--set {key}.{way}" for way in self._ways_to_fit(nbytes, scratch))
             raise BadInput(
-                f"{key}: found a pool of {gib(nbytes)}, expected one that fits into memory or on the disk; {ways}"
+                f"{key}: found a pool of {gib(nbytes)}, expected one that fits into memory or on the disk"
+                + (f"; {ways}" if ways else "")
             )
-        return Placement(found.storage, found.kept and not rolling, found.reason)
+        return found
+
+    def _place(self, nbytes: int, scratch: Path, rolling: bool) -> Placement | None:
+        asked, processes = self.runtime.pool_storage, self.runtime.world.size
+        if not rolling:
+            own = sum(path.stat().st_blocks * 512 for path in scratch.glob("pool.safetensors*"))
+            return place(nbytes, scratch, asked=asked, processes=processes, own=own)
+        # Never a file, and every process has one of its own.
+        found = place(processes * nbytes, scratch, asked="memory" if asked == "memory" else "auto", processes=1)
+        return Placement("memory", False, found.reason) if found and found.storage == "memory" else None
+
+    def _ways_to_fit(self, nbytes: int, scratch: Path) -> Iterator[str]:
+        """Overrides, each of which makes a pool that fits, with a tenth to spare: what is free changes."""
+
+        def fits(nbytes: int, rolling: bool) -> bool:
+            return self._place(11 * nbytes // 10, scratch, rolling) is not None
+
+        size, of_batch = self.config.pool, nbytes * self.entries_of_batch // self.capacity
+        can_roll = isinstance(size, settings.ImagePool)
+        if can_roll and size.precision == "float32" and fits(nbytes // 2, rolling=self.resident is not None):
+            yield "precision=float16"
+        most = bisect(range(1, size.batches + 1), False, key=lambda n: not fits(n * of_batch, rolling=can_roll))
+        if most:
+            yield f"{'resident_batches' if can_roll else 'batches'}={most}"
 
     def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
         self.seed = seed
@@ -211,7 +225,8 @@ class VelocityField(NSGFPhase):
 
     def renew(self, step: int) -> None:
         """Brings a pool with resident batches to where it is at `step`: a function of the step alone, so that a resumed run has the same."""
-        entered = self.resident + step * (self.config.pool.batches - self.resident) // self.iterations
+        last = max(1, self.iterations - 1)  # the step at which the last minibatch enters
+        entered = self.resident + step * (self.config.pool.batches - self.resident) // last
         new = range(max(self.entered, entered - self.resident), entered)
         for batch in sorted(new, key=lambda batch: batch % self.resident):
             for k, rows in enumerate(self.trajectory(self.seed, batch)):
@@ -279,6 +294,19 @@ class FeatureClassifier(NSGFPhase):
 
     config: settings.FeatureClassifier
     laws: ImageLaws
+
+    def __init__(
+        self, name: str, config: settings.FeatureClassifier, laws: ImageLaws, runtime: Runtime, inception_too: bool
+    ):
+        super().__init__(name, config, laws, runtime)
+        self.inception_too = inception_too
+
+    def check(self, folder: Path) -> list[str]:
+        super().check(folder)
+        root = self.runtime.data_root
+        if not self.inception_too or inception.find_weights(root) is not None:
+            return []
+        return [f"FID and IS will not be measured: {inception.missing(root)}"]
 
     def make_model(self) -> nn.Module:
         size = self.laws.shape

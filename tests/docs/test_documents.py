@@ -6,6 +6,7 @@ second half of this file, on a text with the fault planted, which it must report
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,13 +15,17 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import markdown
 import pytest
 import yaml
 
+from nsgf import inception
+from repro import cli
 from repro.config import flatten, read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +38,10 @@ TOP_PAGES = {
     "templates/reproduction/README.md",
 }
 REFS = sorted((ROOT / "refs").glob("*.md"))
-WITH_CODE = [ROOT / "SKILL.md", ROOT / "LEARNING.md", ROOT / "README.md", *REFS]
+WITH_CODE = [
+    *(ROOT / page for page in ("SKILL.md", "LEARNING.md", "README.md", "TODO.md", "reference_impl/README.md")),
+    *REFS,
+]
 LINKED = [*REFS, *(ROOT / page for page in sorted(TOP_PAGES)), ROOT / "reference_impl/reports/README.md"]
 MADE_BY_THE_READER = "reference_impl/reports/demo/"
 
@@ -131,25 +139,39 @@ def unknown_make_targets(text: str, targets: Collection[str]) -> list[str]:
     return [f"make {name}: no such target" for name in named if name not in targets]
 
 
+def repro_commands(text: str) -> list[list[str]]:
+    """What stands behind `repro` in each command that starts it, by itself or through python, torchrun or srun."""
+    found = []
+    for words in commands(text):
+        for place, word in enumerate(words):
+            before = words[:place]
+            if Path(word).name == "repro" and (before in ([], ["srun"]) or before[-1] == "-m"):
+                found.append([*takewhile(lambda word: not set(word) <= set("<>"), words[place + 1 :])])
+                break
+    return [words for words in found if words]
+
+
 def unknown_repro_commands(text: str, help_of: Callable[[str], str | None]) -> list[str]:
     """`help_of` gives the help text of a subcommand, None when there is no such subcommand."""
     problems = []
-    for words in commands(text):
-        if Path(words[0]).name.startswith("python") and words[1:3] == ["-m", "repro"]:
-            words = words[2:]
-        if Path(words[0]).name != "repro" or len(words) < 2:
-            continue
-        known = help_of(words[1])
+    for command, *words in repro_commands(text):
+        known = help_of(command)
         if known is None:
-            problems.append(f"repro {words[1]}: no such command")
+            problems.append(f"repro {command}: no such command")
             continue
-        options = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
+        options = [word.partition("=")[0] for word in words if word.startswith("--")]
         problems += [
-            f"repro {words[1]} {option}: no such option"
+            f"repro {command} {option}: no such option"
             for option in options
             if not re.search(rf"{option}\b(?!-)", known)
         ]
     return problems
+
+
+def refused_runs(text: str, refusal: Callable[[list[str]], str | None]) -> list[str]:
+    """Runs that name an experiment or a setting which is not there. `refusal` gives the error of `repro run` with these arguments."""
+    told = {shlex.join(words): refusal(words[1:]) for words in repro_commands(text) if words[0] == "run"}
+    return [f"repro {command}: {line}" for command, line in told.items() if line]
 
 
 def without_code(text: str) -> str:
@@ -334,6 +356,17 @@ def repro_help(command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def refusal(arguments: list[str]) -> str | None:
+    """What `repro run` says to these arguments before it would begin, on a machine without a GPU; None when it would."""
+    told = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(told):
+        try:
+            code = cli.main(["run", *arguments, "--device", "cpu", "--dry-run"])
+        except SystemExit as end:
+            code = end.code
+    return None if code == 0 else told.getvalue().strip().splitlines()[-1]
+
+
 def mistake_tests() -> set[str]:
     return {relative(path) for path in (ROOT / "tests/mistakes").glob("test_*.py")}
 
@@ -348,6 +381,22 @@ def test_commands_exist(page):
     text = page.read_text(encoding="utf-8")
     targets = make_targets((ROOT / "Makefile").read_text(encoding="utf-8"))
     assert unknown_make_targets(text, targets) + unknown_repro_commands(text, repro_help) == []
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=relative)
+def test_runs_name_experiments_and_settings_that_exist(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert refused_runs(page.read_text(encoding="utf-8"), refusal) == []
+
+
+def test_the_makefile_runs_experiments_and_settings_that_exist(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    targets = ["demo", "reproduce-2d", "reproduce-digits", "reproduce-mnist-reduced"]
+    shown = ["make", "--dry-run", "VENV=unmade", "--assume-old=unmade/.ready", *targets]
+    recipe = subprocess.run(shown, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60).stdout
+    text = block("bash", *recipe.splitlines())
+    assert {words[0] for words in repro_commands(text)} == {"run", "report"}
+    assert refused_runs(text, refusal) + unknown_repro_commands(text, repro_help) == []
 
 
 @pytest.mark.parametrize("page", LINKED, ids=relative)
@@ -384,10 +433,17 @@ def test_every_reference_page_says_when_to_read_it():
     assert [page.name for page in REFS if page.name != "index.md" and f"]({page.name})" not in index] == []
 
 
-def test_the_case_study_names_settings_that_exist():
-    configs = sorted((ROOT / "reference_impl/configs").glob("2d-*.yaml"))
+def test_the_readme_downloads_the_weights_that_the_code_opens():
+    assert inception.URL in (ROOT / "README.md").read_text(encoding="utf-8") and inception.URL.endswith(
+        inception.WEIGHTS
+    )
+
+
+@pytest.mark.parametrize("page, experiments", [("refs/nsgf.md", "2d-*"), ("refs/nsgf-images.md", "[!2]*")])
+def test_the_case_studies_name_settings_that_exist(page, experiments):
+    configs = sorted((ROOT / "reference_impl/configs").glob(f"{experiments}.yaml"))
     keys = {key: None for path in configs for key in flatten(read_yaml(path))}
-    assert unknown_settings((ROOT / "refs/nsgf.md").read_text(encoding="utf-8"), keys) == []
+    assert keys and unknown_settings((ROOT / page).read_text(encoding="utf-8"), keys) == []
 
 
 # --- with a fault planted ----------------------------------------------------------------------------------------
@@ -437,12 +493,37 @@ def test_unknown_make_targets(line, problems):
         (".venv/bin/repro run x", []),
         ("repro frobnicate", ["repro frobnicate: no such command"]),
         ("python -m repro frobnicate", ["repro frobnicate: no such command"]),
+        ("torchrun --nproc-per-node 2 -m repro run x --restart", ["repro run --restart: no such option"]),
+        ("srun repro frobnicate", ["repro frobnicate: no such command"]),
+        ("cp -r kit/repro mine", []),
+        ("repro run x > --log", []),
         ("make x && repro run --restart", ["repro run --restart: no such option"]),
         ("repro run --res=1", ["repro run --res: no such option"]),
     ],
 )
 def test_unknown_repro_commands(line, problems):
     assert unknown_repro_commands(block("bash", line), {"run": "--set KEY --resume --resume-phase N"}.get) == problems
+
+
+def test_refused_runs():
+    text = block("bash", "repro run a --set b=1", "repro report --runs c", "torchrun -m repro run d")
+    assert refused_runs(text, lambda words: "no b" if words[0] == "a" else None) == ["repro run a --set b=1: no b"]
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["2d-*", "digits", "--train-iters", "5"], None),
+        (["digits", "--device", "cuda:9"], None),
+        (["digit"], "found no experiment 'digit'"),
+        (["digits", "--set", "phases.*.pol.batches=2"], "did you mean 'phases.*.pool.batches'?"),
+        (["digits", "--seeds", "-1"], "expected a whole number"),
+    ],
+)
+def test_what_a_run_is_refused_for(arguments, problem, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    told = refusal(arguments)
+    assert problem in told if problem else told is None
 
 
 @pytest.mark.parametrize(

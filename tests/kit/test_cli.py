@@ -1,15 +1,21 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import toy_method
 import yaml
-from toy_method import Constant
+from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, write_yaml
 
 from repro.cli import main
+from repro.config import RunConfig, Section
+from repro.errors import BadInput
+from repro.method import find_project
+from repro.runtime import Runtime
 
 
 def files(root):
@@ -129,6 +135,67 @@ def test_a_claim_whose_metric_was_not_measured_is_named_with_the_likely_one(proj
     )
 
 
+def test_the_method_is_told_what_the_machine_is(project, monkeypatch):
+    method, given = toy_method.METHOD, []
+    watched = replace(
+        method,
+        phases=lambda config, runtime: given.append(runtime) or method.phases(config, runtime),
+        evaluate=lambda *arguments: given.append(arguments[-1]) or method.evaluate(*arguments),
+    )
+    monkeypatch.setattr(toy_method, "METHOD", watched)
+    assert main(["run", "toy", "--device", "cpu", "--data-root", "sets", "--pool-storage", "disk"]) == 0
+    assert given == 2 * [Runtime(torch.device("cpu"), Path("sets"), "disk")]
+
+
+def test_what_a_phase_says_of_the_machine_is_told_once_with_its_number(project, capsys, monkeypatch):
+    monkeypatch.setattr(Constant, "check", lambda self, folder: [f"lies in {folder}"])
+    assert main(["run", "toy"]) == 0
+    assert capsys.readouterr().err == "runs/toy/seed-0: 2 constant: lies in runs/toy/seed-0/2-constant\n"
+
+
+def lacking(self, folder):
+    raise BadInput("phases.x: found no memory, expected some")
+
+
+def test_a_machine_without_what_the_last_phase_needs_is_refused_before_the_first(project, capsys, monkeypatch):
+    monkeypatch.setattr(Constant, "check", lacking)
+    assert refused(project, capsys, "run", "toy") == "repro: phases.x: found no memory, expected some"
+
+
+def test_a_finished_phase_asks_for_nothing(project, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Constant, "minibatch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["run", "toy"]) == 130
+    monkeypatch.setattr(Line, "check", lacking)
+    assert main(["run", "toy", "--resume"]) == 0
+
+
+def with_classes(monkeypatch, classes):
+    monkeypatch.setattr(toy_method, "METHOD", replace(toy_method.METHOD, config=classes))
+
+
+def test_the_first_pattern_that_matches_gives_the_configuration(project, monkeypatch):
+    other = type("Other", (RunConfig,), {})
+    with_classes(monkeypatch, {"toy": Config, "t*": other, "*": RunConfig})
+    classes = [find_project(project).config_class(name) for name in ("toy", "toy-2", "digits")]
+    assert classes == [Config, other, RunConfig]
+    assert main(["run", "toy"]) == 0
+
+
+@pytest.mark.parametrize("command", [["list"], ["run", "toy"]])
+def test_an_experiment_without_a_configuration_class_is_refused(project, capsys, monkeypatch, command):
+    with_classes(monkeypatch, {"2d-*": Config})
+    expected = "configs: found experiment 'toy', expected a name like 2d-*, for which toy has a configuration"
+    assert expected in refused(project, capsys, *command)
+
+
+@pytest.mark.parametrize("classes", [Section, {"toy": Config, "*": Section}])
+def test_a_configuration_class_of_another_kind_is_refused(project, capsys, monkeypatch, classes):
+    with_classes(monkeypatch, classes)
+    expected = "found the configuration Section, expected a subclass of repro.config.RunConfig"
+    assert expected in refused(project, capsys, "list")
+
+
 def test_another_kit_than_the_one_beside_the_method_is_refused(project, capsys):
     (project / "repro").mkdir()
     (project / "repro" / "__init__.py").write_text("")
@@ -192,9 +259,11 @@ def test_resume_phase_needs_the_phases_before_it(project, capsys):
 
 def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    assert main(["run", "toy", "--seeds", "0", "1", "--jobs", "2"]) == 0
+    machine = ["--device", "cpu", "--data-root", "sets", "--pool-storage", "disk"]
+    assert main(["run", "toy", "--seeds", "0", "1", "--jobs", "2", *machine]) == 0
     assert record(project, 0)["metrics"] != record(project, 1)["metrics"]
     assert "--seeds 1" in record(project, 1)["command"]
+    assert all(" ".join(machine) in record(project, seed)["command"] for seed in (0, 1))
 
     broken = project / "runs" / "toy" / "seed-1" / "2-constant" / "model.safetensors"
     broken.write_bytes(b"broken")
@@ -233,6 +302,7 @@ def test_bad_options_are_refused_in_one_line(project, capsys, arguments, expecte
         ["run", "toy", "--train-iters", "0"],
         ["run", "toy", "--seeds", "-1"],
         ["run", "toy", "--jobs", "x"],
+        ["run", "toy", "--pool-storage", "tape"],
     ],
 )
 def test_bad_usage_exits_with_2(project, capsys, arguments):

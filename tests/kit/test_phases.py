@@ -9,8 +9,9 @@ from repro import checkpoint
 from repro.config import Pace, validate
 from repro.errors import BadInput, RunFailed
 from repro.phases import run_phase
+from repro.runtime import Runtime
 
-CPU = torch.device("cpu")
+CPU = Runtime(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def train(config, folder, **changes):
     arguments = {
         "identity": {"seed": 1},
         "seed": 1,
-        "device": CPU,
+        "runtime": CPU,
         "pace": Pace(log_every=3, checkpoint_every=5),
         "earlier": {},
         **changes,
@@ -31,16 +32,15 @@ def train(config, folder, **changes):
 
 
 def killed_at(monkeypatch, step):
-    """Makes the line phase die when its loss is asked for at `step`, as a killed process would."""
-    original, calls = Line.loss, []
+    """Makes the line phase die when its minibatch of `step` is asked for, as a killed process would."""
+    original = Line.minibatch
 
-    def loss(self, model, generator):
-        calls.append(1)
-        if len(calls) == step + 1:
+    def minibatch(self, number, generator):
+        if number == step:
             raise KeyboardInterrupt
-        return original(self, model, generator)
+        return original(self, number, generator)
 
-    monkeypatch.setattr(Line, "loss", loss)
+    monkeypatch.setattr(Line, "minibatch", minibatch)
 
 
 def same(one, other):
@@ -69,11 +69,12 @@ def test_a_resumed_phase_repeats_no_saved_step(config, tmp_path, monkeypatch):
         killed_at(patch, 11)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path)
-    calls = []
-    original = Line.loss
-    monkeypatch.setattr(Line, "loss", lambda *arguments: (calls.append(1), original(*arguments))[1])
+    steps, original = [], Line.minibatch
+    monkeypatch.setattr(
+        Line, "minibatch", lambda self, step, draws: (steps.append(step), original(self, step, draws))[1]
+    )
     train(config, tmp_path)
-    assert len(calls) == 2  # 12 steps, the last saved state is that of step 10
+    assert steps == [10, 11]  # 12 steps, the last saved state is that of step 10
 
 
 def test_two_seeds_differ_and_one_seed_does_not(config, tmp_path):
@@ -83,7 +84,7 @@ def test_two_seeds_differ_and_one_seed_does_not(config, tmp_path):
 
 def test_a_finished_phase_is_loaded_not_repeated(config, tmp_path, monkeypatch):
     first = train(config, tmp_path)
-    monkeypatch.setattr(Line, "loss", None)
+    monkeypatch.setattr(Line, "minibatch", None)
     again = train(config, tmp_path)
     assert same(first, again) and first.curve == again.curve and first.wall_s == again.wall_s
 
@@ -121,9 +122,9 @@ def test_a_line_cut_short_by_a_kill_is_dropped(config, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(config, tmp_path, monkeypatch):
     original, calls = Line.loss, []
 
-    def loss(self, model, generator):
+    def loss(self, model, batch):
         calls.append(1)
-        return original(self, model, generator) * (float("nan") if len(calls) > 7 else 1)
+        return original(self, model, batch) * (float("nan") if len(calls) > 7 else 1)
 
     monkeypatch.setattr(Line, "loss", loss)
     with pytest.raises(RunFailed, match="phase line, step 9: the loss is nan"):

@@ -45,8 +45,10 @@ class Line(Phase):
         x = torch.randn(self.config.pool_size, 1, generator=generator(seed, "pool"))
         self.pool.add(x=x, y=2 * x + 1)
 
-    def loss(self, model, generator):
-        batch = self.pool.sample(self.config.phases.line.batch_size, generator)
+    def minibatch(self, step, generator):
+        return self.pool.sample(self.config.phases.line.batch_size, generator)
+
+    def loss(self, model, batch):
         return nn.functional.mse_loss(model(batch["x"]), batch["y"])
 
     def release(self):
@@ -63,16 +65,18 @@ class Constant(Phase):
     def make_optimiser(self, model):
         return torch.optim.SGD(model.parameters(), lr=self.config.phases.constant.learning_rate, momentum=0.9)
 
-    def loss(self, model, generator):
-        x = torch.randn(self.config.phases.constant.batch_size, 1, generator=generator)
-        return (model(x) - 3).square().mean()
+    def minibatch(self, step, generator):
+        return {"x": torch.randn(self.config.phases.constant.batch_size, 1, generator=generator)}
+
+    def loss(self, model, batch):
+        return (model(batch["x"]) - 3).square().mean()
 
 
-def evaluate(config, models, seed, device):
+def evaluate(config, models, seed, runtime):
     assert not any(model.training for model in models.values())
     x = torch.linspace(-1, 1, 11)[:, None]
     error = (models["line"](x) - (2 * x + 1)).square().mean()
     return Evaluation({"line.error": float(error), "constant.value": float(models["constant"](x).mean())}, {"x": x})
 
 
-METHOD = Method("toy", Config, lambda config, device: [Line(config), Constant(config)], evaluate, lambda *_: "")
+METHOD = Method("toy", Config, lambda config, runtime: [Line(config), Constant(config)], evaluate, lambda *_: "")

@@ -6,13 +6,14 @@ Bytes that drawing a minibatch allocates depend on the minibatch, not on the poo
 import pytest
 import torch
 
-from nsgf.config import Config
 from nsgf.phases import make_phases
-from repro.config import load
 from repro.pool import Pool
+from repro.run import plan
+from repro.runtime import Runtime
 
 COLUMNS = {"x": (2,), "v": (2,), "t": ()}
 BATCH = 16
+EXPERIMENTS = ["2d-moons", "digits"]
 
 
 def filled_pool(capacity, pieces=10):
@@ -64,8 +65,8 @@ def check_refusal():
         raise AssertionError("a pool was sampled before it was full")
 
 
-def check_phase(project, storages, folder):
-    """The same for a whole training step of phase 1."""
+def check_phase(project, storages, folder, experiment):
+    """The same for a whole training step of phase 1: its minibatch and its loss."""
     made = {}
     for batches in (1, 20):
         settings = [
@@ -74,11 +75,15 @@ def check_phase(project, storages, folder):
             "phases.*.batch_size=8",
             "phases.velocity_field.flow.steps=2",
         ]
-        config, _ = load(Config, project.experiments()["2d-moons"], settings)
-        phase = make_phases(config, torch.device("cpu"))[0]
-        phase.prepare(0, folder / str(batches), {})
+        config = plan(project, experiment, settings).config
+        phase = make_phases(config, Runtime(torch.device("cpu")))[0]
+        scratch = folder / experiment / str(batches)
+        scratch.mkdir(parents=True, exist_ok=True)
+        phase.prepare(0, scratch, {})
         model = phase.make_model()
-        made[32 * batches] = bytes_made(storages, lambda: phase.loss(model, torch.Generator().manual_seed(0)))
+        made[len(phase.pool)] = bytes_made(
+            storages, lambda: phase.loss(model, phase.minibatch(0, torch.Generator().manual_seed(0)))
+        )
     assert len(set(made.values())) == 1, f"a step of phase 1 allocates by the size of the pool: {made} bytes"
 
 
@@ -138,38 +143,34 @@ def _innocent_rows_in_order(monkeypatch):
 innocent = [_innocent_own_copy, _innocent_rows_in_order]
 
 
-@pytest.fixture
-def folders(tmp_path):
-    for name in ("1", "20"):
-        (tmp_path / name).mkdir()
-    return tmp_path
-
-
-def test_holds(project, storages, folders):
-    check_sampling(storages, folders)
+def test_holds(project, storages, tmp_path):
+    check_sampling(storages, tmp_path)
     check_building(storages)
     check_refusal()
-    check_phase(project, storages, folders)
+    for experiment in EXPERIMENTS:
+        check_phase(project, storages, tmp_path, experiment)
 
 
 @pytest.mark.parametrize("variant", innocent)
-def test_silent_on(proof, project, storages, folders, variant):
-    proof.silent(lambda: check_sampling(storages, folders), variant)
-    proof.silent(lambda: check_phase(project, storages, folders), variant)
+def test_silent_on(proof, project, storages, tmp_path, variant):
+    proof.silent(lambda: check_sampling(storages, tmp_path), variant)
+    for experiment in EXPERIMENTS:
+        proof.silent(lambda: check_phase(project, storages, tmp_path, experiment), variant)
 
 
 @pytest.mark.parametrize("plant", [plant_join_at_every_draw, plant_shuffle_at_every_draw])
-def test_catches_work_that_grows_with_the_pool(proof, project, storages, folders, plant):
+def test_catches_work_that_grows_with_the_pool(proof, project, storages, tmp_path, plant):
     proof.caught(
-        lambda: check_sampling(storages, folders),
+        lambda: check_sampling(storages, tmp_path),
         plant,
         "drawing 16 entries allocates by the size of the pool: {'100': ",
     )
-    proof.caught(
-        lambda: check_phase(project, storages, folders),
-        plant,
-        "a step of phase 1 allocates by the size of the pool: {32: ",
-    )
+    for experiment in EXPERIMENTS:
+        proof.caught(
+            lambda: check_phase(project, storages, tmp_path, experiment),
+            plant,
+            "a step of phase 1 allocates by the size of the pool: {32: ",
+        )
 
 
 def test_catches_a_second_pool_while_building(proof, storages):

@@ -15,23 +15,60 @@ from nsgf import phases as methods
 from repro import checkpoint, phases, run
 from repro.errors import BadInput
 from repro.run import execute, plan, run_folder
+from repro.runtime import Runtime
 
 STEPS, SAVED_EVERY = 5, 2
-NAMES = ["velocity_field", "straight_flow", "time_predictor"]
-TINY = [
-    "phases.velocity_field_100=null",
-    "phases.ot_cfm=null",
+CPU = Runtime(torch.device("cpu"))
+COMMON = [
     f"phases.*.iterations={STEPS}",
     "phases.*.batch_size=8",
-    "phases.*.network.width=8",
     "phases.*.pool.batches=2",
     "phases.*.pool.batch_size=8",
     "pace.log_every=1",
     f"pace.checkpoint_every={SAVED_EVERY}",
-    "evaluation.test_points=8",
-    "evaluation.path_points=2",
-    "evaluation.floor_draws=1",
 ]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """An experiment made small, and the phases that it still has."""
+
+    experiment: str
+    phases: list[str]
+    overrides: list[str]
+
+
+MOONS = Tiny(
+    "2d-moons",
+    ["velocity_field", "straight_flow", "time_predictor"],
+    [
+        *COMMON,
+        "phases.velocity_field_100=null",
+        "phases.ot_cfm=null",
+        "phases.*.network.width=8",
+        "evaluation.test_points=8",
+        "evaluation.path_points=2",
+        "evaluation.floor_draws=1",
+    ],
+)
+# Images, with all that a step can have: a pool that changes while the phase runs, warm-up, clipping, averaged weights.
+DIGITS = Tiny(
+    "digits",
+    [*MOONS.phases, "feature_classifier"],
+    [
+        *COMMON,
+        "phases.*.pool.batches=3",
+        "phases.*.pool.resident_batches=1",
+        "phases.*.warmup_steps=4",
+        "phases.*.clip_norm=0.5",
+        "phases.*.ema_decay=0.5",
+        "nsgf_plus_plus.straight_flow_step=0.5",
+        "evaluation.samples=4",
+        "evaluation.euler_steps=[2]",
+        "evaluation.nearest=2",
+        "evaluation.pictures=2",
+    ],
+)
 
 
 class Killed(BaseException):
@@ -69,16 +106,16 @@ def watch(patch, kill=None):
     steps = []
 
     def watched(real):
-        def loss(self, model, generator):
-            if kill and not kill.in_the_checkpoint and (self.name, steps.count(self.name)) == (kill.phase, kill.step):
+        def minibatch(self, step, generator):
+            if kill and not kill.in_the_checkpoint and (self.name, step) == (kill.phase, kill.step):
                 raise Killed
             steps.append(self.name)
-            return real(self, model, generator)
+            return real(self, step, generator)
 
-        return loss
+        return minibatch
 
-    for kind in (methods.VelocityField, methods.StraightFlow, methods.TimePredictor):
-        patch.setattr(kind, "loss", watched(kind.loss))
+    for kind in (methods.VelocityField, methods.StraightFlow, methods.TimePredictor, methods.FeatureClassifier):
+        patch.setattr(kind, "minibatch", watched(kind.minibatch))
     if kill and kill.step < 0:
         real_add = methods.Pool.add
         rows_added = count()
@@ -102,23 +139,24 @@ def watch(patch, kill=None):
     return steps
 
 
-def execute_tiny(project, runs, kill=None, **options):
-    """Runs 2d-moons and returns the steps that were done, by phase."""
+def execute_tiny(project, runs, kill=None, tiny=MOONS, **options):
+    """Runs the experiment and returns the steps that were done, by phase."""
     with pytest.MonkeyPatch.context() as patch:
         steps = watch(patch, kill)
         asked = {"resume": False, "resume_phase": None} | options
         try:
-            execute(plan(project, "2d-moons", TINY), 0, runs, torch.device("cpu"), **asked)
+            execute(plan(project, tiny.experiment, tiny.overrides), 0, runs, CPU, **asked)
         except Killed:
             assert kill
         else:
             assert not kill, f"the run was not killed at {kill}"
-    return {name: steps.count(name) for name in NAMES}
+    return {name: steps.count(name) for name in tiny.phases}
 
 
-def compare(found, expected):
-    """AssertionError unless both run folders hold the same weights, losses and metrics, bit for bit."""
-    for number, name in enumerate(NAMES, start=1):
+def compare(found, expected, tiny=MOONS):
+    """AssertionError unless the run in both folders left the same weights, losses and metrics, bit for bit."""
+    found, expected = (run_folder(runs, tiny.experiment, 0) for runs in (found, expected))
+    for number, name in enumerate(tiny.phases, start=1):
         one, other = (
             checkpoint.load(folder / f"{number}-{name}" / "model.safetensors") for folder in (found, expected)
         )
@@ -132,21 +170,21 @@ def compare(found, expected):
     )
 
 
-def check(project, folder, kills=(MIDDLE,)):
-    execute_tiny(project, folder / "uninterrupted")
+def check(project, folder, kills=(MIDDLE,), tiny=MOONS):
+    execute_tiny(project, folder / "uninterrupted", tiny=tiny)
     for number, kill in enumerate(kills):
         runs = folder / str(number)
-        execute_tiny(project, runs, kill)
+        execute_tiny(project, runs, kill, tiny)
         try:
-            steps = execute_tiny(project, runs, resume=True)
+            steps = execute_tiny(project, runs, tiny=tiny, resume=True)
         except BadInput as error:
             raise AssertionError(f"the run cannot be resumed: {error}") from error
-        before = NAMES.index(kill.phase)
-        left = dict.fromkeys(NAMES, STEPS) | dict.fromkeys(NAMES[:before], 0) | {kill.phase: STEPS - kill.saved}
+        before = tiny.phases[: tiny.phases.index(kill.phase)]
+        left = dict.fromkeys(tiny.phases, STEPS) | dict.fromkeys(before, 0) | {kill.phase: STEPS - kill.saved}
         assert steps == left, (
             f"killed in step {kill.step} of {kill.phase}: the resumed run did {steps} steps, left were {left}"
         )
-        compare(run_folder(runs, "2d-moons", 0), run_folder(folder / "uninterrupted", "2d-moons", 0))
+        compare(runs, folder / "uninterrupted", tiny)
 
 
 def check_resume_phase(project, folder):
@@ -154,11 +192,10 @@ def check_resume_phase(project, folder):
     execute_tiny(project, folder / "uninterrupted")
     execute_tiny(project, folder / "again")
     steps = execute_tiny(project, folder / "again", resume_phase=2)
-    again = dict.fromkeys(NAMES, STEPS) | {NAMES[0]: 0}
+    again = dict.fromkeys(MOONS.phases, STEPS) | {MOONS.phases[0]: 0}
     assert steps == again, f"--resume-phase 2 did {steps} steps, expected {again}"
-    found, expected = (run_folder(folder / runs, "2d-moons", 0) for runs in ("again", "uninterrupted"))
-    compare(found, expected)
-    kept = sorted(path.name for path in (found / "superseded-1").iterdir())
+    compare(folder / "again", folder / "uninterrupted")
+    kept = sorted(path.name for path in (run_folder(folder / "again", "2d-moons", 0) / "superseded-1").iterdir())
     assert kept == ["2-straight_flow", "3-time_predictor", "record.json", "tensors.safetensors"]
 
 
@@ -182,6 +219,33 @@ def change_saved(monkeypatch, change):
 def plant_no_optimiser(monkeypatch):
     """The moments of Adam are left out."""
     change_saved(monkeypatch, lambda state: {"optimiser": state["optimiser"] | {"state": {}}})
+
+
+def plant_no_average(monkeypatch):
+    """The average of the weights is not restored: a resumed phase begins a new one."""
+    real = phases.Stepper.load_state_dict
+    monkeypatch.setattr(
+        phases.Stepper,
+        "load_state_dict",
+        lambda self, state: real(self, state | {"average": self._average.state_dict()}),
+    )
+
+
+def plant_pool_of_the_beginning(monkeypatch):
+    """A pool that is renewed starts over with the phase: the resumed steps are drawn from its first minibatches."""
+    real = methods.VelocityField.prepare
+
+    def prepare(self, *arguments):
+        real(self, *arguments)
+        self.begun = None
+
+    def renew(self, step):
+        self.begun = step if self.begun is None else self.begun
+        real_renew(self, step - self.begun)
+
+    real_renew = methods.VelocityField.renew
+    monkeypatch.setattr(methods.VelocityField, "prepare", prepare)
+    monkeypatch.setattr(methods.VelocityField, "renew", renew)
 
 
 def plant_step_skipped(monkeypatch):
@@ -211,9 +275,9 @@ def plant_losses_lost(monkeypatch):
     """The curve of a resumed run begins at the resume."""
     real = phases._Log.__init__
 
-    def begin(self, path, start):
+    def begin(self, path, start, writes):
         path.unlink(missing_ok=True)
-        real(self, path, start)
+        real(self, path, start, writes)
 
     monkeypatch.setattr(phases._Log, "__init__", begin)
 
@@ -256,6 +320,10 @@ def test_holds_wherever_the_run_is_killed(project, tmp_path):
     check(project, tmp_path, KILLS.values())
 
 
+def test_holds_for_images_and_every_option_of_a_step(project, tmp_path):
+    check(project, tmp_path, [Kill("velocity_field", 3), MIDDLE, Kill("feature_classifier", 3)], DIGITS)
+
+
 def test_holds_for_resume_phase(project, tmp_path):
     check_resume_phase(project, tmp_path)
 
@@ -287,16 +355,9 @@ def test_holds_when_killed_while_a_phase_is_set_aside(project, tmp_path):
 
         patch.setattr(run.Path, "rename", rename)
         with pytest.raises(Killed):
-            execute(
-                plan(project, "2d-moons", TINY),
-                0,
-                tmp_path / "again",
-                torch.device("cpu"),
-                resume=False,
-                resume_phase=2,
-            )
+            execute_tiny(project, tmp_path / "again", resume_phase=2)
     execute_tiny(project, tmp_path / "again", resume=True)
-    compare(*(run_folder(tmp_path / runs, "2d-moons", 0) for runs in ("again", "uninterrupted")))
+    compare(tmp_path / "again", tmp_path / "uninterrupted")
 
 
 def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
@@ -307,7 +368,7 @@ def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
 
         patch.setattr(phases.shutil, "rmtree", rmtree)
         with pytest.raises(Killed):
-            execute(plan(project, "2d-moons", TINY), 0, tmp_path, torch.device("cpu"), resume=False, resume_phase=None)
+            execute_tiny(project, tmp_path)
     execute_tiny(project, tmp_path, resume=True)
     left = sorted(path.name for path in (run_folder(tmp_path, "2d-moons", 0) / "1-velocity_field").iterdir())
     assert left == ["log.jsonl", "model.safetensors"]
@@ -344,6 +405,12 @@ def test_silent_on(proof, project, tmp_path, variant):
 )
 def test_catches(proof, project, tmp_path, plant, kill, reason):
     proof.caught(lambda: check(project, tmp_path, [kill]), plant, reason)
+
+
+@pytest.mark.parametrize("plant", [plant_no_average, plant_pool_of_the_beginning])
+def test_catches_in_images(proof, project, tmp_path, plant):
+    reason = "velocity_field: the weights differ from those of an uninterrupted run"
+    proof.caught(lambda: check(project, tmp_path, [Kill("velocity_field", 3)], DIGITS), plant, reason)
 
 
 @pytest.mark.parametrize(

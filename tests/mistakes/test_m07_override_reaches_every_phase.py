@@ -5,6 +5,7 @@ is refused when it matches none.
 """
 
 import json
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
@@ -15,19 +16,23 @@ from nsgf.phases import make_phases
 from repro import cli, config
 from repro.errors import BadInput
 from repro.run import plan
+from repro.runtime import Runtime
 
+CPU = Runtime(torch.device("cpu"))
 ROOT = Path(__file__).parents[2]
 OVERRIDE = "phases.*.iterations=5"
 
 
-def check_plan(project, overrides=(OVERRIDE,)):
+def check_plan(project, overrides=(OVERRIDE,), experiments="*"):
     """Read as the trainer reads it: every phase that is made has the value, and every change is listed."""
-    for experiment in project.experiments():
+    names = [name for name in project.experiments() if fnmatchcase(name, experiments)]
+    assert names
+    for experiment in names:
         shipped, made = plan(project, experiment, []), plan(project, experiment, list(overrides))
-        steps = {phase.name: phase.iterations for phase in make_phases(made.config, torch.device("cpu"))}
+        steps = {phase.name: phase.iterations for phase in make_phases(made.config, CPU)}
         missed = {name: number for name, number in steps.items() if number != 5}
         assert steps and not missed, f"{experiment}: the override missed {missed}"
-        before = {phase.name: phase.iterations for phase in make_phases(shipped.config, torch.device("cpu"))}
+        before = {phase.name: phase.iterations for phase in make_phases(shipped.config, CPU)}
         expected = [f"phases.{name}.iterations: {before[name]} -> 5" for name in steps]
         listed = [str(change) for change in made.changes if change.key.endswith(".iterations")]
         assert listed == expected, f"{experiment}: the override lists {listed}, changed are {expected}"
@@ -119,31 +124,37 @@ def test_holds_for_what_matches_nothing(project):
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "experiments"),
     [
-        ["phases.ot_cfm=null", OVERRIDE],  # a phase that is not there cannot be missed
-        [OVERRIDE, "phases.ot_cfm.batch_size=7"],
-        ["phases.*.iter*=5"],
+        (["phases.ot_cfm=null", OVERRIDE], "2d-*"),  # a phase that is not there cannot be missed
+        ([OVERRIDE, "phases.ot_cfm.batch_size=7"], "2d-*"),
+        ([OVERRIDE, "phases.feature_classifier.batch_size=7"], "[!2]*"),
+        (["phases.*.iter*=5"], "*"),
     ],
 )
-def test_silent_on_other_correct_overrides(project, overrides):
-    check_plan(project, overrides)
+def test_silent_on_other_correct_overrides(project, overrides, experiments):
+    check_plan(project, overrides, experiments)
 
 
 def test_silent_on_another_way_to_find_the_fields(proof, project):
     proof.silent(lambda: check_plan(project), innocent)
 
 
-def test_catches_an_override_of_the_first_match(proof, project, monkeypatch, capsys):
-    missed = "2d-8gaussians: the override missed {'straight_flow': 20000, 'time_predictor': 20000, 'velocity_field_100': 20000, 'ot_cfm': 20000}"
-    monkeypatch.setattr(
-        type(project), "experiments", lambda self: {"2d-8gaussians": self.root / "configs" / "2d-8gaussians.yaml"}
-    )
-    proof.caught(lambda: check_plan(project), plant_first_match_only, missed)
+@pytest.mark.parametrize(
+    ("experiment", "missed"),
+    [
+        ("2d-8gaussians", dict.fromkeys(["straight_flow", "time_predictor", "velocity_field_100", "ot_cfm"], 20000)),
+        ("digits", {"straight_flow": 3000, "time_predictor": 3000, "feature_classifier": 1000}),
+    ],
+)
+def test_catches_an_override_of_the_first_match(proof, project, monkeypatch, capsys, experiment, missed):
+    only = {experiment: project.experiments()[experiment]}
+    monkeypatch.setattr(type(project), "experiments", lambda self: only)
+    proof.caught(lambda: check_plan(project), plant_first_match_only, f"{experiment}: the override missed {missed}")
     proof.caught(
         lambda: check_command(project, monkeypatch, capsys),
         plant_first_match_only,
-        "2d-8gaussians: --train-iters missed straight_flow",
+        f"{experiment}: --train-iters missed straight_flow",
     )
 
 

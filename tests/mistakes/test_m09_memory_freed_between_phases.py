@@ -1,6 +1,6 @@
 """m09: memory kept across phases.
 
-When a phase has ended, its pool, optimiser, graph and training network are gone at once, without waiting for the garbage collector (which does
+When a phase has ended, its pool, images, optimiser, averaged weights, graph and training network are gone at once, without waiting for the garbage collector (which does
 not know how full a GPU is), while the phase itself is still there. What the next phase finds is one network, in eval mode, without gradients.
 """
 
@@ -9,65 +9,71 @@ import weakref
 import pytest
 import torch
 
-from nsgf.config import Config
+from nsgf.laws import ImageLaws
 from nsgf.phases import NSGFPhase, VelocityField, make_phases
 from repro import phases
-from repro.config import Pace, load
-from repro.phases import run_phase
+from repro.config import Pace
+from repro.phases import Stepper, run_phase
+from repro.run import plan
+from repro.runtime import Runtime
 
-TINY = [
+CPU = Runtime(torch.device("cpu"))
+COMMON = [
     "phases.*.iterations=3",
     "phases.*.batch_size=8",
-    "phases.*.network.width=8",
     "phases.*.pool.batches=1",
     "phases.*.pool.batch_size=8",
     "phases.*.flow.steps=2",
-    "phases.velocity_field_100=null",
-    "phases.ot_cfm=null",
 ]
+TINY = {
+    "2d-moons": [*COMMON, "phases.*.network.width=8", "phases.velocity_field_100=null", "phases.ot_cfm=null"],
+    "digits": [*COMMON, "phases.*.ema_decay=0.5"],
+}
 
 
-def spied(phase):
+def spied(phase, patch):
     """Weak references to what `phase` makes, by what it is. They are filled while it runs."""
     made = {}
 
-    def spy(name, kinds):
-        real = getattr(phase, name)
+    def spy(on, name, kinds):
+        real = getattr(on, name)
 
         def method(*arguments):
             result = real(*arguments)
-            made.update({kind: weakref.ref(find(result)) for kind, find in kinds.items() if kind not in made})
+            given = (*arguments, result)
+            made.update({kind: weakref.ref(find(given)) for kind, find in kinds.items() if kind not in made})
             return result
 
-        setattr(phase, name, method)
+        patch.setattr(on, name, method)
 
-    spy("make_model", {"training network": lambda model: model})
-    spy("make_optimiser", {"optimiser": lambda optimiser: optimiser})
-    spy("loss", {"graph": lambda loss: loss})
+    spy(phase, "make_model", {"training network": lambda given: given[-1]})
+    spy(phase, "make_optimiser", {"optimiser": lambda given: given[-1]})
+    spy(phase, "loss", {"graph": lambda given: given[-1]})
+    spy(Stepper, "__init__", {"averaged weights": lambda given: given[0].result} if phase.options.ema_decay else {})
     if isinstance(phase, VelocityField):
-        spy(
-            "prepare",
-            {"pool": lambda _: phase.pool._rows},
-        )
+        spy(phase, "prepare", {"pool": lambda _: phase.pool._rows})
+    if isinstance(phase.laws, ImageLaws):
+        spy(phase, "minibatch", {"images": lambda _: phase.laws._stored.pixels})
     return made
 
 
-def check(project, folder):
-    config, _ = load(Config, project.experiments()["2d-moons"], TINY)
-    every = make_phases(config, torch.device("cpu"))
-    for number, phase in enumerate(every):
-        made = spied(phase)
-        result = run_phase(
-            phase,
-            folder=folder / str(number),
-            identity={},
-            seed=0,
-            device=torch.device("cpu"),
-            pace=Pace(log_every=1, checkpoint_every=2),
-            earlier={},
-        )
-        expected = 4 if isinstance(phase, VelocityField) else 3
-        assert len(made) == expected, f"{phase.name}: watched only {list(made)}"
+def check(project, folder, experiment="2d-moons"):
+    for number, phase in enumerate(make_phases(plan(project, experiment, TINY[experiment]).config, CPU)):
+        with pytest.MonkeyPatch.context() as patch:
+            made = spied(phase, patch)
+            result = run_phase(
+                phase,
+                folder=folder / experiment / str(number),
+                identity={},
+                seed=0,
+                runtime=CPU,
+                pace=Pace(log_every=1, checkpoint_every=2),
+                earlier={},
+            )
+        expected = {"training network", "optimiser", "graph"}
+        expected |= {"pool"} if isinstance(phase, VelocityField) else set()
+        expected |= {"images", "averaged weights"} if experiment == "digits" else set()
+        assert set(made) == expected, f"{phase.name}: watched {sorted(made)}, expected {sorted(expected)}"
         alive = [kind for kind, reference in made.items() if reference() is not None]
         assert not alive, f"{phase.name} has ended, but still alive: {', '.join(alive)}"
         assert not any(module.training for module in result.model.modules()), (
@@ -94,9 +100,18 @@ def plant_optimiser_kept(monkeypatch):
 
 def plant_losses_kept(monkeypatch):
     """The losses are collected as tensors, each with its graph, to be plotted at the end."""
-    real = phases._finite
-    losses = []
-    monkeypatch.setattr(phases, "_finite", lambda loss, *rest: real(losses.append(loss) or loss, *rest))
+    real, losses = Stepper.step, []
+    monkeypatch.setattr(Stepper, "step", lambda self, loss, number: real(self, losses.append(loss) or loss, number))
+
+
+def plant_images_kept(monkeypatch):
+    monkeypatch.setattr(ImageLaws, "release", lambda self: None)
+
+
+def plant_average_kept(monkeypatch):
+    """The averaged weights are kept for a figure."""
+    real, kept = Stepper.state_dict, []
+    monkeypatch.setattr(Stepper, "state_dict", lambda self: kept.append(self.result) or real(self))
 
 
 def handed_on(monkeypatch, change):
@@ -130,8 +145,9 @@ def _innocent_numbers_kept(monkeypatch):
 innocent = [_innocent_attribute_deleted, _innocent_numbers_kept]
 
 
-def test_holds(project, tmp_path):
-    check(project, tmp_path)
+@pytest.mark.parametrize("experiment", TINY)
+def test_holds(project, tmp_path, experiment):
+    check(project, tmp_path, experiment)
 
 
 @pytest.mark.parametrize("variant", innocent)
@@ -140,14 +156,16 @@ def test_silent_on(proof, project, tmp_path, variant):
 
 
 @pytest.mark.parametrize(
-    ("plant", "reason"),
+    ("plant", "experiment", "reason"),
     [
-        (plant_pool_kept, "velocity_field has ended, but still alive: pool"),
-        (plant_optimiser_kept, "velocity_field has ended, but still alive: optimiser"),
-        (plant_losses_kept, "velocity_field has ended, but still alive: graph"),
-        (plant_training_mode, "velocity_field: its network is handed on in training mode"),
-        (plant_gradients, "velocity_field: its network is handed on with gradients"),
+        (plant_pool_kept, "2d-moons", "velocity_field has ended, but still alive: pool"),
+        (plant_optimiser_kept, "2d-moons", "velocity_field has ended, but still alive: optimiser"),
+        (plant_losses_kept, "2d-moons", "velocity_field has ended, but still alive: graph"),
+        (plant_images_kept, "digits", "velocity_field has ended, but still alive: images"),
+        (plant_average_kept, "digits", "velocity_field has ended, but still alive: averaged weights"),
+        (plant_training_mode, "2d-moons", "velocity_field: its network is handed on in training mode"),
+        (plant_gradients, "2d-moons", "velocity_field: its network is handed on with gradients"),
     ],
 )
-def test_catches(proof, project, tmp_path, plant, reason):
-    proof.caught(lambda: check(project, tmp_path), plant, reason)
+def test_catches(proof, project, tmp_path, plant, experiment, reason):
+    proof.caught(lambda: check(project, tmp_path, experiment), plant, reason)

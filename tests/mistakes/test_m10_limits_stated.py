@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from repro import cli, runinfo
+from repro.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -47,7 +48,7 @@ def check_record(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU at {device}")
         found = {
-            name: runinfo.describe(ROOT, torch.device(name))["machine"]["device"]
+            name: runinfo.describe(ROOT, Runtime(torch.device(name)))["machine"]["device"]
             for name in ("cpu", "cuda:0", "cuda:1")
         }
     expected = {"cpu": "cpu", "cuda:0": "the GPU at cuda:0", "cuda:1": "the GPU at cuda:1"}
@@ -58,9 +59,9 @@ def plant_silent_fallback(monkeypatch):
     """What is not there becomes the CPU."""
     real = cli._device
 
-    def device(name):
+    def device(name, world):
         try:
-            return real(name)
+            return real(name, world)
         except cli.BadInput:
             return torch.device("cpu")
 

@@ -1,34 +1,53 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from nsgf import data, phases
-from nsgf.config import Config
+from nsgf import data, images, phases
 from nsgf.flow import euler_flow
 from nsgf.networks import TimeMLP, TimePredictorMLP
 from nsgf.phases import interpolate, make_phases, make_velocity, optimal_assignment
 from repro.config import load
+from repro.errors import BadInput
 from repro.method import find_project
 from repro.randomness import generator
+from repro.runtime import Runtime
+from repro.step import PLAIN
 
-CPU = torch.device("cpu")
-EXPERIMENTS = find_project(Path(__file__).parent).experiments()
+CPU = Runtime(torch.device("cpu"))
+PROJECT = find_project(Path(__file__).parent)
+EXPERIMENTS = PROJECT.experiments()
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+def configured(experiment, *overrides):
+    return load(PROJECT.config_class(experiment), EXPERIMENTS[experiment], list(overrides))[0]
 
 
 @pytest.fixture
 def config():
-    return load(
-        Config,
-        EXPERIMENTS["2d-moons"],
-        ["phases.*.pool.batches=2", "phases.*.pool.batch_size=16", "phases.*.batch_size=32"],
-    )[0]
+    return configured("2d-moons", "phases.*.pool.batches=2", "phases.*.pool.batch_size=16", "phases.*.batch_size=32")
 
 
 @pytest.fixture
 def by_name(config):
     return {phase.name: phase for phase in make_phases(config, CPU)}
+
+
+def image_phases(experiment, *overrides, runtime=CPU):
+    """The phases of an image experiment with a pool of two minibatches of 8, and minibatches of 6."""
+    tiny = ["phases.*.pool.batches=2", "phases.*.pool.batch_size=8", "phases.*.batch_size=6"]
+    return {phase.name: phase for phase in make_phases(configured(experiment, *tiny, *overrides), runtime)}
+
+
+def digits(*overrides, runtime=CPU):
+    return image_phases("digits", *overrides, runtime=runtime)
+
+
+def draws(seed=3):
+    return torch.Generator().manual_seed(seed)
 
 
 class Recorder(nn.Module):
@@ -70,7 +89,7 @@ def test_the_pool_holds_every_state_of_every_trajectory_with_its_own_velocity(co
     assert len(pool) == size.batches * size.batch_size * flow.steps
     expected = []
     for batch in range(size.batches):
-        x_0, y = phase.draw(size.batch_size, generator(5, "velocity_field", "pool", batch))
+        x_0, y = phase.laws.draw(size.batch_size, generator(5, "velocity_field", "pool", batch))
         expected += euler_flow(x_0, y, make_velocity(config.sinkhorn), steps=flow.steps, step_size=flow.step_size)
     assert torch.equal(pool.columns["x_t"], torch.cat([state.x_t for state in expected]))
     assert torch.equal(pool.columns["v_t"], torch.cat([state.v_t for state in expected]))
@@ -87,7 +106,7 @@ def test_phase_1_regresses_the_stored_velocity(by_name, tmp_path):
     phase = by_name["velocity_field"]
     phase.prepare(5, tmp_path, {})
     network = Recorder()
-    loss = phase.loss(network, torch.Generator().manual_seed(0))
+    loss = phase.loss(network, phase.minibatch(0, torch.Generator().manual_seed(0)))
     batch = phase.pool.sample(32, torch.Generator().manual_seed(0))
     assert torch.equal(network.x, batch["x_t"]) and torch.equal(network.t, batch["t"])
     assert float(loss) == pytest.approx(float(batch["v_t"].square().mean()))
@@ -106,8 +125,8 @@ def test_a_pool_that_was_built_is_not_built_again(by_name, tmp_path, monkeypatch
 def test_phases_2_and_3_see_independent_pairs_never_phase_1(by_name, name, monkeypatch):
     """Their inputs are t Y + (1 - t) X_0 of fresh source and target points, recomputed here from the same generator."""
     phase, network = by_name[name], Recorder()
-    loss = phase.loss(network, torch.Generator().manual_seed(3))
-    same = torch.Generator().manual_seed(3)
+    loss = phase.loss(network, phase.minibatch(0, draws(3)))
+    same = draws(3)
     x_0, y = data.sample("gaussian", 32, same), data.sample("moons", 32, same)
     t = torch.rand(32, generator=same)
     assert torch.equal(network.x, t[:, None] * y + (1 - t[:, None]) * x_0)
@@ -116,8 +135,9 @@ def test_phases_2_and_3_see_independent_pairs_never_phase_1(by_name, name, monke
     assert name == "time_predictor" or torch.equal(network.t, t)
 
 
-def test_interpolation_starts_at_the_source_and_ends_at_the_target():
-    x_0, y = torch.randn(3, 2), torch.randn(3, 2)
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 32, 32)])
+def test_interpolation_starts_at_the_source_and_ends_at_the_target(shape):
+    x_0, y = torch.randn(2, 3, *shape, generator=draws())
     assert torch.equal(interpolate(x_0, y, torch.zeros(3)), x_0) and torch.equal(interpolate(x_0, y, torch.ones(3)), y)
 
 
@@ -131,8 +151,9 @@ def test_the_optimal_assignment_undoes_a_permutation():
 
 def test_ot_cfm_uses_every_target_once_in_its_matched_place(by_name):
     network = Recorder()
-    by_name["ot_cfm"].loss(network, torch.Generator().manual_seed(3))
-    same = torch.Generator().manual_seed(3)
+    phase = by_name["ot_cfm"]
+    phase.loss(network, phase.minibatch(0, draws(3)))
+    same = draws(3)
     x_0, y = data.sample("gaussian", 32, same), data.sample("moons", 32, same)
     matched = y[optimal_assignment(x_0, y)]
     assert sorted(matched.tolist()) == sorted(y.tolist())
@@ -153,9 +174,233 @@ def test_both_implementations_of_the_velocity_agree(config, implementation):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_shipped_configuration_makes_its_phases(name):
-    config, _ = load(Config, EXPERIMENTS[name])
+    config = configured(name)
+    made = {phase.name: phase.iterations for phase in make_phases(config, CPU)}
     assert config.experiment == name
-    assert [phase.iterations for phase in make_phases(config, CPU)] == [20_000] * 5
+    assert made == {phase: settings.iterations for phase, settings in config.phases}
+    assert not name.startswith("2d-") or set(made.values()) == {20_000}
+
+
+# Image experiments
+
+
+@pytest.mark.parametrize(
+    ("experiment", "field", "predictor", "steps"),
+    [("mnist", 1_075_361, 388_097, 100_000), ("cifar10", 35_746_307, 389_441, 200_000)],
+)
+def test_the_image_networks_have_the_size_and_the_steps_of_the_paper(experiment, field, predictor, steps):
+    made = make_phases(configured(experiment), CPU)[:3]
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in phase.make_model().parameters()) for phase in made]
+    assert counts == [field, field, predictor]
+    assert [phase.iterations for phase in made] == [steps, steps, 40_000]
+
+
+def test_every_image_phase_has_the_options_of_its_own_section_and_points_have_none(by_name):
+    made = digits("phases.*.clip_norm=7.0", "phases.time_predictor.warmup_steps=5")
+    assert {name: (phase.options.clip_norm, phase.options.warmup_steps) for name, phase in made.items()} == {
+        name: (7.0, 5 if name == "time_predictor" else 0) for name in made
+    }
+    assert {phase.options for phase in by_name.values()} == {PLAIN}
+
+
+@pytest.mark.parametrize("experiment", SHAPES)
+@pytest.mark.parametrize("name", ["velocity_field", "straight_flow", "time_predictor"])
+def test_the_networks_are_given_images_and_one_time_for_each(image_sets, tmp_path, experiment, name):
+    runtime = replace(CPU, data_root=image_sets)
+    phase, network = image_phases(experiment, runtime=runtime)[name], Recorder()
+    phase.prepare(5, tmp_path, {})
+    batch = phase.minibatch(0, draws())
+    loss = phase.loss(network, batch)
+    assert loss.shape == () and network.x.shape == (6, *SHAPES[experiment])
+    assert {len(column) for column in batch.values()} == {6}, "one row per example"
+    if name == "time_predictor":
+        assert network.t is None
+    else:
+        assert network.t.shape == (6,) and network.t.unique().numel() > 1
+
+
+@pytest.mark.parametrize("experiment", SHAPES)
+def test_images_are_transported_as_points_and_pooled_as_images(image_sets, experiment):
+    """The pool holds the flow of the flattened minibatch, state after state, in the shape of the images."""
+    runtime = replace(CPU, data_root=image_sets)
+    phase = image_phases(experiment, runtime=runtime)["velocity_field"]
+    pool, flow, shape = phase.build_pool(seed=5), phase.config.flow, SHAPES[experiment]
+    expected = []
+    for batch in range(2):
+        x_0, y = phase.laws.draw(8, generator(5, "velocity_field", "pool", batch))
+        assert x_0.shape == y.shape == (8, *shape)
+        states = euler_flow(x_0.flatten(1), y.flatten(1), phase.velocity, steps=flow.steps, step_size=flow.step_size)
+        expected += list(states)
+    assert pool.columns["x_t"].shape == (2 * 8 * flow.steps, *shape)
+    for name in ("x_t", "v_t"):
+        states = torch.cat([getattr(state, name) for state in expected])
+        assert torch.equal(pool.columns[name], states.unflatten(1, shape))
+    assert pool.columns["t"].tolist() == pytest.approx([state.t for state in expected for _ in range(8)])
+
+
+def test_the_source_is_noise_and_the_target_is_the_training_set(image_sets):
+    laws = image_phases("mnist", runtime=replace(CPU, data_root=image_sets))["straight_flow"].laws
+    x_0, y = laws.draw(400, draws())
+    assert abs(float(x_0.mean())) < 0.01 and float(x_0.std()) == pytest.approx(1, abs=0.01)
+    stored = images.load("mnist", "train", image_sets).images()
+    nearest = torch.cdist(y.flatten(1), stored.flatten(1)).min(1)
+    assert nearest.values.max() < 1e-2 and set(nearest.indices.tolist()) == set(range(len(stored)))
+
+
+@pytest.mark.parametrize("name", ["straight_flow", "time_predictor"])
+def test_image_phases_2_and_3_see_independent_pairs(name):
+    """Inputs t Y + (1 - t) X_0 of fresh noise and images, one time for all pixels of an image."""
+    phase, network = digits()[name], Recorder()
+    loss = phase.loss(network, phase.minibatch(0, draws()))
+    same = draws()
+    x_0, y = phase.laws.draw(6, same)
+    t = torch.rand(6, generator=same)
+    mixed = torch.stack([t_i * y_i + (1 - t_i) * x_i for x_i, y_i, t_i in zip(x_0, y, t, strict=True)])
+    assert torch.equal(network.x, mixed)
+    target = y - x_0 if name == "straight_flow" else t
+    assert float(loss) == pytest.approx(float(target.square().mean()))
+
+
+def test_ot_coupling_matches_whole_images():
+    phase = digits("phases.straight_flow.coupling=optimal_transport")["straight_flow"]
+    batch = phase.minibatch(0, draws())
+    x_0, y = phase.laws.draw(6, draws())
+    matched = y[optimal_assignment(x_0.flatten(1), y.flatten(1))]
+    assert torch.equal(batch["x_0"], x_0) and torch.equal(batch["y"], matched)
+    assert not torch.equal(matched, y)
+    cost = lambda y: float((x_0 - y).square().sum())  # noqa: E731
+    assert cost(matched) < cost(y)
+
+
+def test_the_classifier_is_given_the_label_of_each_image():
+    """A model that knows the training images by heart has no loss; labels in another order give it one."""
+    phase = digits("phases.feature_classifier.batch_size=64")["feature_classifier"]
+    batch = phase.minibatch(0, draws())
+    stored = images.load("digits", "train", CPU.data_root)
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(stored.images(), stored.labels, strict=True)}
+
+    def by_heart(x):
+        labels = torch.tensor([known[image.numpy().tobytes()] for image in x])
+        return 100 * nn.functional.one_hot(labels, 10).float()
+
+    assert float(phase.loss(by_heart, batch)) == 0
+    assert float(phase.loss(by_heart, {**batch, "label": batch["label"].roll(1)})) > 10
+
+
+def test_images_that_are_not_there_are_refused_by_every_phase(tmp_path):
+    for phase in image_phases("mnist", runtime=replace(CPU, data_root=tmp_path)).values():
+        with pytest.raises(BadInput, match=r"^--data-root: found no .*MNIST.*, expected the data set mnist there$"):
+            phase.check(tmp_path / "run")
+
+
+def test_released_images_are_read_again_when_they_are_drawn_again():
+    phase = digits()["straight_flow"]
+    first = phase.minibatch(0, draws())
+    phase.release()
+    assert phase.laws._stored is None
+    assert torch.equal(phase.minibatch(0, draws())["y"], first["y"])
+
+
+# Pools of images
+
+
+def test_a_pool_of_half_precision_is_the_rounded_one():
+    whole, half = (
+        digits(f"phases.*.pool.precision={precision}")["velocity_field"].build_pool(seed=5)
+        for precision in ("float32", "float16")
+    )
+    assert 2 * half.nbytes == whole.nbytes
+    for name, column in whole.columns.items():
+        assert half.columns[name].dtype == torch.float16
+        assert torch.equal(half.columns[name], column.half())
+    assert {column.dtype for column in half.sample(4, draws()).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_pool_in_a_file_is_the_pool_in_memory(tmp_path, precision):
+    """Bit for bit, however it came to be: built in memory, in a file, or found by a resumed run that keeps it elsewhere."""
+    pools = []
+    for number, places in enumerate([["memory"], ["disk"], ["memory", "disk"], ["disk", "memory"]]):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        for place in places:
+            runtime = replace(CPU, pool_storage=place)
+            phase = digits(f"phases.*.pool.precision={precision}", runtime=runtime)["velocity_field"]
+            phase.prepare(5, scratch, {})
+        pools.append(phase)
+    for other in pools[1:]:
+        for name, column in pools[0].pool.columns.items():
+            assert torch.equal(column, other.pool.columns[name])
+        one, two = (phase.minibatch(7, draws()) for phase in (pools[0], other))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def rolling(batches, resident, iterations):
+    return digits(
+        f"phases.*.pool.batches={batches}",
+        f"phases.*.pool.resident_batches={resident}",
+        f"phases.velocity_field.iterations={iterations}",
+        "phases.*.pool.batch_size=3",
+        "phases.*.flow.steps=2",
+        "sinkhorn.scaling=0.5",
+    )["velocity_field"]
+
+
+def at_step(phase, step):
+    """The numbers of the minibatches in the pool when the minibatch of `step` is drawn, in the order in which they lie."""
+    phase.minibatch(step, draws())
+    made = [
+        torch.cat([rows["x_t"] for rows in phase.trajectory(5, batch)]) for batch in range(phase.config.pool.batches)
+    ]
+    parts = phase.pool.columns["x_t"].split(phase.entries_of_batch)
+    return [next(number for number, rows in enumerate(made) if torch.equal(rows, part)) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("batches", "resident", "held"),
+    [
+        (4, 2, [{0, 1}, {0, 1}, {1, 2}, {1, 2}, {2, 3}]),
+        (5, 1, [{0}, {1}, {2}, {3}, {4}]),
+        (3, 3, [{0, 1, 2}] * 5),
+        (6, 2, [{0, 1}, {1, 2}, {2, 3}, {3, 4}, {4, 5}]),
+        (9, 2, [{0, 1}, {1, 2}, {3, 4}, {5, 6}, {7, 8}]),
+    ],
+)
+def test_a_renewed_pool_replaces_its_oldest_minibatch_at_equal_distances(tmp_path, batches, resident, held):
+    phase = rolling(batches, resident, iterations=5)
+    phase.prepare(5, tmp_path, {})
+    found = [at_step(phase, step) for step in range(5)]
+    assert [set(numbers) for numbers in found] == held
+    assert all(len(numbers) == resident for numbers in found)
+    assert set().union(*found) == set(range(batches)), "every minibatch has been in the pool when the phase ends"
+
+
+def test_a_phase_of_one_step_has_the_first_minibatches(tmp_path):
+    phase = rolling(4, 2, iterations=1)
+    phase.prepare(5, tmp_path, {})
+    assert at_step(phase, 0) == [0, 1]
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_resumed_phase_has_the_renewed_pool_of_one_that_walked_there(tmp_path, step):
+    walked, resumed = rolling(4, 2, iterations=5), rolling(4, 2, iterations=5)
+    for phase in (walked, resumed):
+        phase.prepare(5, tmp_path, {})
+    for before in range(step):
+        walked.minibatch(before, draws())
+    one, other = walked.minibatch(step, draws()), resumed.minibatch(step, draws())
+    assert all(torch.equal(walked.pool.columns[name], resumed.pool.columns[name]) for name in walked.pool.columns)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_renewed_pool_takes_its_share_of_memory_and_no_file(tmp_path):
+    whole, part = rolling(4, 4, iterations=5), rolling(4, 2, iterations=5)
+    for phase in (whole, part):
+        phase.prepare(5, tmp_path, {})
+        phase.minibatch(0, draws())
+    assert 2 * part.pool.nbytes == whole.pool.nbytes
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_velocity_field_refuses_images_and_times_of_another_shape():

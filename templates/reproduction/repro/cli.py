@@ -166,6 +166,10 @@ def _run(options: argparse.Namespace) -> int:
             if world.first:
                 print(json.dumps({one.experiment: one.config.model_dump(mode="json") for one in plans}, indent=1))
             return EXIT_OK
+        if options.pool_storage == "memory" and world.size > 1:
+            raise BadInput(
+                f"--pool-storage: found memory, expected auto or disk with {world.size} processes, which share one file"
+            )
         runtime = Runtime(device, options.data_root, options.pool_storage, world)
         if len(plans) * len(options.seeds) == 1 or world.size > 1:
             return _run_here(options, plans, runtime)
@@ -235,7 +239,9 @@ def _names(project: Project, patterns: list[str]) -> list[str]:
 def _device(name: str, world: World) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and world.size > 1:
+    if name.startswith("cuda") and world.size > 1:
+        if name != "cuda":
+            raise BadInput(f"--device: found '{name}', expected cuda, auto or cpu with {world.size} processes")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     refusal = f"--device: found '{name}', expected {', '.join(devices)} or auto"

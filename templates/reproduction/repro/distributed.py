@@ -23,6 +23,10 @@ from repro.errors import BadInput, RunFailed
 LONGEST_WAIT = timedelta(days=7)
 """Of a process for the others, who may be evaluating or building a pool. One that has ended is noticed at once."""
 
+_KEPT: list[dist.ProcessGroup] = []
+"""Groups until the process ends. A wrapped network that outlives its group in the frames of an exception would end it while
+it holds Python's lock, and wait for threads of the group that wait for the lock."""
+
 T = TypeVar("T")
 
 
@@ -111,6 +115,7 @@ def world_of_this_process() -> Iterator[World]:
         dist.init_process_group(backend, timeout=LONGEST_WAIT)
     except ValueError as error:
         raise BadInput(f"WORLD_SIZE: found {size} processes, expected them started by torchrun ({error})") from None
+    _KEPT.append(dist.group.WORLD)
     try:
         yield World(dist.get_rank(), size)
     finally:

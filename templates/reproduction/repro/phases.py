@@ -24,7 +24,7 @@ from repro.errors import BadInput, RunFailed, Terminated
 from repro.progress import progress
 from repro.randomness import generator, seed_global_generators
 from repro.runtime import Runtime
-from repro.step import PLAIN, StepOptions, Stepper
+from repro.step import PLAIN, StepOptions, Stepper, arithmetic
 from repro.termination import deferred_termination
 
 
@@ -156,7 +156,7 @@ def _train(
     model.train()
     shared = world.wrap(model, device)
     steps = range(start, phase.iterations)
-    with deferred_termination() as stop:
+    with arithmetic(phase.options.precision), deferred_termination() as stop:
         for step in progress(steps, phase.name, total=phase.iterations, initial=start, shown=world.first):
             # Global generators too: dropout inside a network draws from them.
             seed_global_generators(seed, phase.name, "step", step, *world.rank_part)

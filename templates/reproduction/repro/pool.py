@@ -162,7 +162,9 @@ def make_file(
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                raise RunFailed(f"{path}: the disk does not take the {gib(size)} of the pool: {error.strerror}") from None
+                raise RunFailed(
+                    f"{path}: the disk does not take the {gib(size)} of the pool: {error.strerror}"
+                ) from None
 
 
 def publish(partial: Path, path: Path) -> None:

@@ -27,9 +27,9 @@ from repro.phases import Phase, PhaseResult, run_phase
 from repro.progress import progress
 from repro.randomness import seed_global_generators
 from repro.runinfo import describe, peak_host_bytes
-from repro.runtime import Runtime
+from repro.runtime import Runtime, deterministic
 from repro.spec import check_experiment, claim_hashes, load_spec
-from repro.step import check_precision
+from repro.step import arithmetic, check_precision
 
 RECORD, CONFIG, TENSORS = "record.json", "config.yaml", "tensors.safetensors"
 
@@ -98,19 +98,20 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
     world.barrier()
 
     info = describe(plan.project.root, runtime)
-    results: dict[str, PhaseResult] = {}
-    for number, phase in enumerate(phases, start=1):
-        results[phase.name] = run_phase(
-            phase,
-            folder=_phase_folder(folder, number, phase),
-            identity=_identity(plan, seed),
-            seed=seed,
-            runtime=runtime,
-            pace=plan.config.pace,
-            earlier={name: result.model for name, result in results.items()},
-        )
-    if world.first:
-        _evaluate(plan, seed, folder, runtime, results, info)
+    with deterministic(runtime.device), arithmetic("float32"):
+        results: dict[str, PhaseResult] = {}
+        for number, phase in enumerate(phases, start=1):
+            results[phase.name] = run_phase(
+                phase,
+                folder=_phase_folder(folder, number, phase),
+                identity=_identity(plan, seed),
+                seed=seed,
+                runtime=runtime,
+                pace=plan.config.pace,
+                earlier={name: result.model for name, result in results.items()},
+            )
+        if world.first:
+            _evaluate(plan, seed, folder, runtime, results, info)
     return folder
 
 

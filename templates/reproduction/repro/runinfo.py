@@ -62,7 +62,8 @@ def available_host_bytes() -> int:
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if found := re.search(r"^MemAvailable:\s+(\d+) kB", _read(PROC / "meminfo") or "", re.MULTILINE):
         free.append(int(found[1]) * 1024)
-    groups = dict(re.findall(r"^\d+:(|.*\bmemory\b.*?):(/.*)$", _read(PROC / "self" / "cgroup") or "", re.MULTILINE))
+    lines = (line.split(":", 2) for line in (_read(PROC / "self" / "cgroup") or "").splitlines())
+    groups = {name: path for _, names, path in lines for name in names.split(",")}
     for name, (root, limit, used, cache) in CGROUPS.items():
         # A limit holds for all groups below. A container sees its own group as the root, whatever it is called outside.
         group = root / groups.get(name, "/").removeprefix("/")

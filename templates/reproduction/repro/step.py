@@ -5,6 +5,8 @@ All of it is off in `PLAIN`. Papers use these and do not always say so; a reprod
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,14 +17,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from repro.config import Section
 from repro.errors import BadInput
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepOptions(Section):
     """The configuration of a step. A phase's own section inherits it, or the phase goes without: `PLAIN`."""
 
-    precision: Literal["float32", "bf16", "fp16"]
-    """Of the forward pass, by autocast; weights and optimiser stay float32. fp16 scales the loss."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"]
+    """Of the network's products; weights and optimiser stay float32. bf16 and fp16 go by autocast, fp16 scales the loss.
+    tf32 rounds the factors to 10 bits on GPUs that can; PyTorch does so in convolutions unless it is told not to."""
     warmup_steps: NonNegativeInt
     """The learning rate grows linearly over so many steps; step 1 already moves the weights."""
     clip_norm: PositiveFloat | None
@@ -43,6 +46,17 @@ def check_precision(options: StepOptions, phase: str, device: torch.device) -> N
             raise BadInput(
                 f"phases.{phase}.precision: found bf16, expected float32 or fp16 on {torch.cuda.get_device_name(device)}"
             )
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Within this block a GPU's products of float32 numbers are what `precision` says, float32 unless it says tf32."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class Stepper:

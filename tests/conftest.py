@@ -1,0 +1,65 @@
+"""What the folders of tests share: image sets of a few images, in the files that torchvision reads. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nsgf.torchvision_cpu import import_torchvision
+
+MNIST_COUNTS = {"train": 12, "t10k": 6}
+CIFAR10_COUNTS = {**{f"data_batch_{number}": 3 for number in range(1, 6)}, "test_batch": 6}
+CIFAR10_META = "batches.meta"
+
+
+def write_mnist(root: Path) -> None:
+    """Noise as MNIST's four files, each a header of sizes and then one byte a value."""
+    stream = np.random.default_rng(0)
+    for split, count in MNIST_COUNTS.items():
+        write_idx(root / "MNIST/raw" / f"{split}-images-idx3-ubyte", stream.integers(0, 256, (count, 28, 28)))
+        write_idx(root / "MNIST/raw" / f"{split}-labels-idx1-ubyte", np.arange(count) % 10)
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    unsigned_bytes = 8
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = bytes([0, 0, unsigned_bytes, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    path.write_bytes(header + values.astype(np.uint8).tobytes())
+
+
+def write_cifar10(root: Path) -> dict[str, str]:
+    """Noise as the seven pickles of CIFAR-10. Returns the MD5 sum of each file."""
+    folder, stream = root / "cifar-10-batches-py", np.random.default_rng(1)
+    contents: dict[str, dict] = {CIFAR10_META: {"label_names": [f"class {label}" for label in range(10)]}}
+    for name, count in CIFAR10_COUNTS.items():
+        pixels = stream.integers(0, 256, (count, 3 * 32 * 32)).astype(np.uint8)
+        contents[name] = {"data": pixels, "labels": [label % 10 for label in range(count)]}
+    folder.mkdir(parents=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+    return {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in contents}
+
+
+@pytest.fixture(scope="session")
+def written_image_sets(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    root = tmp_path_factory.mktemp("data")
+    write_mnist(root)
+    return root, write_cifar10(root)
+
+
+@pytest.fixture
+def image_sets(written_image_sets, monkeypatch) -> Path:
+    """A data root with a few images of MNIST's and CIFAR-10's shapes.
+
+    torchvision holds CIFAR-10's files against the MD5 sums of the real ones; here against those of these files.
+    """
+    root, sums = written_image_sets
+    cifar10 = import_torchvision().datasets.CIFAR10
+    for files in ("train_list", "test_list"):
+        monkeypatch.setattr(cifar10, files, [(name, sums[name]) for name, _ in getattr(cifar10, files)])
+    monkeypatch.setattr(cifar10, "meta", cifar10.meta | {"md5": sums[CIFAR10_META]})
+    return root

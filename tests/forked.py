@@ -1,0 +1,77 @@
+"""Processes that a test may kill at any moment: forks of one server that has imported everything, so that each starts at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+# torch._dynamo is what the first optimiser imports.
+SERVER.set_forkserver_preload(["nsgf.method", "pytest", "repro.cli", "sklearn.datasets", "torch._dynamo"])
+LONGEST_S = 300  # a process that takes longer hangs
+
+
+def start(
+    function: Callable[..., int], *arguments, output: Path, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
+    """Calls `function` in a process of its own, in the current folder. What it returns is the exit code, what it prints
+    goes to the end of `output`."""
+    process = SERVER.Process(
+        target=_child, args=(function, arguments, str(output), dict(environment or {}), os.getcwd()), daemon=True
+    )
+    process.start()
+    return process
+
+
+def end(process: BaseProcess) -> int:
+    """The exit code of a process, -9 for one that was killed. A process that hangs is a failure."""
+    process.join(LONGEST_S)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError(f"{process.name} hangs")
+    return process.exitcode
+
+
+def run(function: Callable[..., int], *arguments, output: Path, environment: Mapping[str, str] | None = None) -> int:
+    """The exit code of `function` in a process of its own."""
+    return end(start(function, *arguments, output=output, environment=environment))
+
+
+def run_ranks(
+    functions: list[Callable[..., int]], *arguments, output: Path, environment: Mapping[str, str] | None = None
+) -> list[int]:
+    """The exit codes of the processes of one run, one for each function, in the environment that torchrun makes.
+
+    The first rank's output goes to `output`, the second's to `output`.1, and so on.
+    """
+    shared = {"WORLD_SIZE": str(len(functions)), "LOCAL_WORLD_SIZE": str(len(functions))}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = []
+    for rank, function in enumerate(functions):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(environment or {})}
+        path = output.with_name(output.name + f".{rank}" * (rank > 0))
+        processes.append(start(function, *arguments, output=path, environment=shared | own))
+    return [end(process) for process in processes]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _child(function: Callable[..., int], arguments: tuple, output: str, environment: dict[str, str], folder: str):
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    os.chdir(folder)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.exit(function(*arguments))

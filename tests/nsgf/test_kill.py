@@ -1,0 +1,198 @@
+"""Real runs of every phase, killed by `kill -9` at moments drawn at random, end in the bits of an uninterrupted one.
+
+A moment is a number of events (a function called or left, Python's or C's), so that it is random over the code and yet
+the same each time. As many moments are drawn in each kind of code, or nearly all would lie in the evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from forked import run
+from tiny_project import DIGITS, POINTS, merged, write_project
+
+from nsgf import phases
+from repro import checkpoint, cli, runinfo
+from repro import phases as training
+from repro import run as running
+from repro.step import Stepper
+
+PHASES = [phases.VelocityField, phases.StraightFlow, phases.TimePredictor, phases.FeatureClassifier]
+KINDS = {
+    "start": [cli.main],
+    "pool": [phases.VelocityField.prepare],
+    "minibatch": [kind.minibatch for kind in PHASES],
+    "loss": [kind.loss for kind in PHASES],
+    "step": [Stepper.step],
+    "checkpoint": [checkpoint.save],
+    "log": [training._Log.__init__, training._Log.write],
+    "clean-up": [Path.unlink, shutil.rmtree],
+    "phase": [training.run_phase],
+    "evaluation": [running._evaluate],
+    "record": [running._write_text],
+}
+"""The functions below which an event is of a kind; the innermost counts."""
+KIND_OF = {function.__code__: kind for kind, functions in KINDS.items() for function in functions}
+
+WAYS = {
+    "memory": ("digits", DIGITS, ["--pool-storage", "memory"]),
+    "disk": ("digits", DIGITS, ["--pool-storage", "disk"]),
+    "renewed": ("digits", merged(DIGITS, {"phases": {"velocity_field": {"pool": {"resident_batches": 2}}}}), []),
+    "points": ("2d-moons", POINTS, []),
+}
+"""The experiment, what is changed in it, options of the command line."""
+
+ONCE = [("memory", kind) for kind in KINDS]
+ONCE += [("disk", kind) for kind in ("pool", "checkpoint", "clean-up", "phase")]
+ONCE += [("renewed", kind) for kind in ("minibatch", "checkpoint")]
+ONCE += [("points", kind) for kind in ("pool", "step", "record")]
+TWICE = [("memory", "checkpoint"), ("disk", "pool"), ("disk", "step"), ("renewed", "step"), ("points", "phase")]
+
+
+class Watch:
+    """A profile function that notes at which event each kind of code begins."""
+
+    def __init__(self):
+        self.events, self.stack, self.begins = 0, ["start"], [(0, "start")]
+
+    def __call__(self, frame, event, argument):
+        self.events += 1
+        if event in ("call", "return") and (kind := KIND_OF.get(frame.f_code)):
+            if event == "call":
+                self.stack.append(kind)
+            else:
+                self.stack.pop()
+            self.begins.append((self.events, self.stack[-1]))
+
+
+class Kill:
+    """A profile function that kills its process at the event `moment`, counted from 0."""
+
+    def __init__(self, moment: int):
+        self.left = moment
+
+    def __call__(self, frame, event, argument):
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+
+def watched(arguments: list[str], notes: str) -> int:
+    """Runs the command line and writes which events were of which kind."""
+    watch = Watch()
+    code = profiled(arguments, watch)
+    Path(notes).write_text(json.dumps({"events": watch.events, "begins": watch.begins}))
+    return code
+
+
+def killed(arguments: list[str], moment: int) -> int:
+    return profiled(arguments, Kill(moment))
+
+
+def profiled(arguments: list[str], profile) -> int:
+    sys.setprofile(profile)
+    try:
+        return quick(arguments)
+    finally:
+        sys.setprofile(None)
+
+
+def quick(arguments: list[str]) -> int:
+    """Without a look through everything that is installed, which takes longer than the run."""
+    runinfo.imported_versions = dict
+    return cli.main(arguments)
+
+
+def bits(folder: Path) -> dict:
+    """All that a run leaves but times and places: the files, every weight, every curve, every metric."""
+    left = {"files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name == "model.safetensors":
+            state = checkpoint.load(path)
+            left[name] = {key: weight.numpy().tobytes() for key, weight in state["model"].items()}, state["curve"]
+        elif path.name == "record.json":
+            record = json.loads(path.read_text())
+            left[name] = {key: record[key] for key in ("config_hash", "metrics", "curves", "parameters")}
+        elif path.is_file():
+            left[name] = path.read_bytes()
+    return left
+
+
+def moment_of(kind: str, notes: dict, stream: random.Random) -> int:
+    """One of the events of a kind, each as likely as another."""
+    begins = [*notes["begins"], (notes["events"], "end")]
+    spans = [range(first, behind) for (first, one), (behind, _) in zip(begins, begins[1:], strict=False) if one == kind]
+    drawn = stream.randrange(sum(map(len, spans)))
+    for span in spans:
+        if drawn < len(span):
+            return span[drawn]
+        drawn -= len(span)
+    raise AssertionError("unreachable")
+
+
+def cut_short(folder: Path) -> None:
+    """Leaves half of every file that was not finished, as a kill in the middle of a write does."""
+    for path in folder.rglob("*.partial"):
+        os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Of each way: the project, the command, what a whole run leaves, which of its events were of which kind."""
+    known = {}
+
+    def of(way: str):
+        if way not in known:
+            experiment, changes, options = WAYS[way]
+            root = write_project(tmp_path_factory.mktemp(way), experiment, changes)
+            command = ["run", experiment, "--device", "cpu", *options]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(root)
+                assert run(watched, [*command, "--runs", "whole"], "notes", output=root / "whole.log") == 0
+            left = bits(root / "whole" / experiment / "seed-0")
+            known[way] = root, command, left, json.loads((root / "notes").read_text())
+        return known[way]
+
+    return of
+
+
+def killed_and_resumed(root: Path, command: list[str], moments: list[int]) -> dict:
+    """What a run leaves that is killed at the first moment, its resume at the second and so on, and then ends."""
+    name = "-".join(map(str, moments))
+    command = [*command, "--resume", "--runs", name]
+    for moment in moments:
+        assert run(killed, command, moment, output=root / f"{name}.log") == -signal.SIGKILL
+        cut_short(root / name)
+    assert run(quick, command, output=root / f"{name}.log") == 0, (root / f"{name}.log").read_text()
+    return bits(root / name / command[1] / "seed-0")
+
+
+@pytest.mark.parametrize(("way", "kind"), ONCE)
+def test_a_run_killed_anywhere_ends_in_the_bits_of_an_uninterrupted_one(uninterrupted, monkeypatch, way, kind):
+    root, command, whole, notes = uninterrupted(way)
+    monkeypatch.chdir(root)
+    moment = moment_of(kind, notes, random.Random(f"{way} {kind}"))
+    assert killed_and_resumed(root, command, [moment]) == whole
+
+
+@pytest.mark.parametrize(("way", "kind"), TWICE)
+def test_a_resume_that_is_killed_too_ends_in_the_same_bits(uninterrupted, monkeypatch, way, kind):
+    """The resumed run has all that came after the first moment before it, so that its kill does come."""
+    root, command, whole, notes = uninterrupted(way)
+    monkeypatch.chdir(root)
+    stream = random.Random(f"{way} {kind} twice")
+    first = moment_of(kind, notes, stream)
+    second = stream.randrange(notes["events"] - first)
+    assert killed_and_resumed(root, command, [first, second]) == whole
+
+
+def test_the_place_of_a_pool_changes_no_bit(uninterrupted):
+    assert uninterrupted("memory")[2] == uninterrupted("disk")[2]
