@@ -20,6 +20,7 @@ from nsgf.metrics import transport_distances
 from repro.progress import progress
 from repro.randomness import generator
 from repro.runinfo import describe
+from repro.runtime import Runtime
 
 SETS = (
     ("gaussian", "8gaussians"),
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--scalings", nargs="+", type=float, default=SCALINGS)
     parser.add_argument("--blurs", nargs="+", type=float, default=BLURS)
     options = parser.parse_args()
-    origin = describe(Path(__file__).parent, torch.device("cpu"))
+    origin = describe(Path(__file__).parent, Runtime(torch.device("cpu")))
     print(json.dumps({key: origin[key] for key in ("commit", "machine", "started", "versions")}), flush=True)
     for source, target in SETS:
         one, other = (data.sample(target, MINIBATCHES * N, generator("flow_settings", "floor", k)) for k in range(2))

@@ -1,6 +1,6 @@
 """What the Sinkhorn flow does with minibatches of images: settings and open questions of the paper, without a network.
 
-    python -m benchmarks.image_flow --data-root DATA     (about 6 minutes on one core; OMP_NUM_THREADS=1)
+    python -m benchmarks.image_flow --data-root DATA     (4 minutes on one core; OMP_NUM_THREADS=1)
 
 Sets: digits (part of scikit-learn, n = 256), mnist (n = 256), cifar10 (n = 128); where cifar10 is absent and its lossy
 copy cifar10_jpeg is there, that one, labelled as what it is. Sets without files are named and left out. Source N(0, I),
@@ -8,9 +8,12 @@ training images in [-1, 1], never mirrored. What is written: benchmarks/results/
 the tables between the marks of refs/nsgf-images.md.
 
 What is measured was fixed before the run, after a look at two minibatches of each set that are not among those measured
-here; that look added "covered" and "misplaced", which nobody had asked for. X_k are the particles after k of T = 5 steps,
-Y the targets of the minibatch, P and Q the rows of the plans between X and Y and between X and X, u = P Y. The main target
-of a particle is its largest entry in P. Means and standard deviations are over 8 minibatches unless another unit is named.
+here; that look added "covered" and "misplaced", which nobody had asked for. Added after a first run: "near" and "far" in b,
+the last two of c, and that images drawn twice into a minibatch, 8 percent of those of digits, count as one.
+
+X_k are the particles after k of T = 5 steps, Y the targets of the minibatch, P and Q the rows of the plans between X and Y
+and between X and X, u = P Y. The main target of a particle is its largest entry in P. Means and standard deviations are over
+8 minibatches unless another unit is named.
 
 a. Step size 0.1, 0.2, 0.3, 0.5 at blur 0.5, 1, 2 and scaling 0.95. With y* the main target at the last state:
    way_left = <x_k - y*, x_0 - y*> / |x_0 - y*|^2, mean over the particles, against (1 - step size)^k;
@@ -18,18 +21,21 @@ a. Step size 0.1, 0.2, 0.3, 0.5 at blur 0.5, 1, 2 and scaling 0.95. With y* the 
    off_line = |x_k - fit| / |x_k|. Also the rising step sizes of a comment in the authors' 2-D code,
    s exp((k - T) / (T / 4)): with s = 0.2, and with s such that the hand-over time is that of five steps of 0.2.
 b. blur 0.5, 1, 2 times scaling 0.80, 0.85, 0.95, at step size 0.2. At states 0 and T: effective_targets = exp of the
-   entropy of a row of P, mean; covered = share of the targets that are somebody's main target; self_share = largest share
-   of a row of Q that is not on the particle itself. At state 0: agrees = share of main targets that are those of the exact
-   assignment; misplaced = half the sum of |column mass of P - 1/n|; error_converged = |v - v_c| / |v_c| with v_c from
+   entropy of a row of P, mean; covered = share of the images that are somebody's main target; near and far = mass of the
+   quarter of the images nearest to the mean of the minibatch, and farthest from it, over its due; self_share = largest share
+   of a row of Q that is not on the particle itself. At state 0: same = share of main targets that are those of the exact
+   assignment; misplaced = half the sum of |mass of an image - its due|; error_converged = |v - v_c| / |v_c| with v_c from
    converged plans in float64; iterations of the Sinkhorn loop. unchanged = share of main targets that state T shares with 0.
-c. cos_match and error_match = cosine and |v - d| / |d| to d = y_match - x, with the exact assignment, at states 0 and T - 1.
+c. At states 0 and T - 1, with d = y_match - x and the exact assignment at state 0: cosine of v and d, mean; error = |v - d| / |d|;
+   same = share of the main targets that are y_match; error_same = the error over those particles alone.
 d. For k = 0 .. T: noise (as in a), effective_targets, loss_share = mean |v_k|^2 as a share of the sum over the states 0 .. T.
 e. After five steps of 0.2, at t = 1 - 0.8^5: particles against mixtures t Y + (1 - t) X_0 of independent pairs (what the
    straight flow and the predictor learn on) and of pairs of the exact assignment. With image part = (x - 0.8^5 x_0) / t:
    correlation = cosine of x_0 and image part; norm |x|; nearest = distance to the nearest target of the minibatch; read_time =
    time read by a regression on band powers and quantiles that was fitted to independent mixtures of all times;
    ideal_time = E[t | x] under independent pairs with the training images, t uniform within 0.2 of the above: what the
-   loss of the predictor is minimised by. Means and standard deviations over particles.
+   loss of the predictor is minimised by. Means and standard deviations over the particles of 4 minibatches, 64 of them for
+   ideal_time.
 f. conflict at state 0: 8 particles are fixed, the others and Y redrawn 48 times, in 4 rounds. unpredictable = E |u - E[u | x_0]|^2
    over the variance of the images, which is what independent pairs (FM) have at time 0; explained = the share of the
    variance of u that E[u | x_0] has. At states k = 1 .. T - 1, bound = E |u - h(x_k)|^2 over the variance of the images, for
@@ -43,6 +49,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,19 +160,41 @@ def converged_plan(x: Tensor, y: Tensor, blur: float) -> tuple[Tensor, float]:
     return found / found.sum(1, keepdim=True), error
 
 
+class Targets:
+    """The distinct images among the targets y (n, d) of a minibatch: images drawn twice cannot be told apart."""
+
+    def __init__(self, y: Tensor):
+        self.images, self.index = y.unique(dim=0, return_inverse=True)
+        self.due = self.index.bincount() / len(y)
+        distance = (y - y.mean(0)).norm(dim=1)[:, None]
+        self.by_distance = y.new_empty(len(self.images), 1).index_copy_(0, self.index, distance)[:, 0].argsort()
+
+    def shares(self, rows: Tensor) -> Tensor:
+        """(particles, images): the rows of a plan on the targets, summed over copies of an image."""
+        return rows.new_zeros(len(rows), len(self.images)).index_add_(1, self.index, rows)
+
+    def main(self, rows: Tensor) -> Tensor:
+        """(particles,): the image that has the largest share of each row."""
+        return self.shares(rows).argmax(1)
+
+    def covered(self, rows: Tensor) -> float:
+        """Share of the images that are the main target of some particle."""
+        return len(self.main(rows).unique()) / len(self.images)
+
+    def misplaced(self, rows: Tensor) -> float:
+        """Share of the mass that lies on images beyond their due."""
+        return float((self.shares(rows).mean(0) - self.due).abs().sum() / 2)
+
+    def near_and_far(self, rows: Tensor) -> tuple[float, float]:
+        """Mass over due of the quarter of the images nearest to the mean of the minibatch, and of the farthest."""
+        mass, quarter = self.shares(rows).mean(0), len(self.images) // 4
+        near, far = self.by_distance[:quarter], self.by_distance[-quarter:]
+        return float(mass[near].sum() / self.due[near].sum()), float(mass[far].sum() / self.due[far].sum())
+
+
 def effective_targets(rows: Tensor) -> Tensor:
-    """(n,): exp of the entropy of each row, 1 for a row on one target and m for an even one."""
+    """(n,): exp of the entropy of each row, 1 for a row on one image and m for an even one."""
     return torch.exp(-torch.special.xlogy(rows, rows).sum(1))
-
-
-def covered(rows: Tensor) -> float:
-    """Share of the targets that are the main target of some particle."""
-    return len(rows.argmax(1).unique()) / rows.shape[1]
-
-
-def misplaced(rows: Tensor) -> float:
-    """Share of the mass that lies on targets beyond their due, 1/m each."""
-    return float((rows.mean(0) - 1 / rows.shape[1]).abs().sum() / 2)
 
 
 def self_share(rows: Tensor) -> float:
@@ -188,42 +217,50 @@ def way(x_k: Tensor, x_0: Tensor, y: Tensor) -> dict[str, float]:
     return {"way_left": float(left.mean()), "noise": noise, "image": image, "off_line": float(rest.mean())}
 
 
-def measure_ways(states: Sequence[State], y: Tensor) -> list[dict[str, float]]:
+def measure_ways(states: Sequence[State], targets: Targets) -> list[dict[str, float]]:
     """`way` at every state, towards the main targets of the last."""
-    goal = y[states[-1].plan.argmax(1)]
+    goal = targets.images[targets.main(states[-1].plan)]
     return [way(state.x, states[0].x, goal) for state in states]
 
 
+def measure_targets(state: State, targets: Targets) -> dict[str, float]:
+    shares = targets.shares(state.plan)
+    return {"effective_targets": float(effective_targets(shares).mean()), "covered": targets.covered(state.plan)}
+
+
 def measure_plans(states: Sequence[State], y: Tensor, match: Tensor, v_converged: Tensor) -> dict[str, float]:
-    """Questions b and c on one minibatch; `match` (n,) is the exact assignment."""
+    """Questions b and c on one minibatch; `match` (n,) is the exact assignment of the targets y."""
     first, before_last, last = states[0], states[-2], states[-1]
+    targets = Targets(y)
     found = {
-        "agrees": float((first.plan.argmax(1) == match).double().mean()),
-        "misplaced": misplaced(first.plan),
+        "misplaced": targets.misplaced(first.plan),
         "error_converged": relative_error(first.v, v_converged),
-        "unchanged": float((first.plan.argmax(1) == last.plan.argmax(1)).double().mean()),
+        "unchanged": float((targets.main(first.plan) == targets.main(last.plan)).double().mean()),
     }
     for name, state in (("first", first), ("last", last)):
-        found[f"effective_targets.{name}"] = float(effective_targets(state.plan).mean())
-        found[f"covered.{name}"] = covered(state.plan)
-        found[f"self_share.{name}"] = self_share(state.self_plan)
+        measured = measure_targets(state, targets)
+        measured["near"], measured["far"] = targets.near_and_far(state.plan)
+        measured["self_share"] = self_share(state.self_plan)
+        found |= {f"{key}.{name}": value for key, value in measured.items()}
     for name, state in (("first", first), ("before_last", before_last)):
-        d = y[match] - state.x
-        found[f"cos_match.{name}"] = float(torch.cosine_similarity(state.v, d, dim=1).mean())
-        found[f"error_match.{name}"] = relative_error(state.v, d)
+        d, same = y[match] - state.x, targets.main(state.plan) == targets.index[match]
+        found[f"cosine.{name}"] = float(torch.cosine_similarity(state.v, d, dim=1).mean())
+        found[f"error.{name}"] = relative_error(state.v, d)
+        found[f"same.{name}"] = float(same.double().mean())
+        found[f"error_same.{name}"] = relative_error(state.v[same], d[same])
     return found
 
 
-def measure_states(states: Sequence[State], y: Tensor) -> list[dict[str, float]]:
+def measure_states(states: Sequence[State], targets: Targets) -> list[dict[str, float]]:
     """Question d on one minibatch, state by state."""
     squares = [float(state.v.square().sum(1).mean()) for state in states]
     return [
         {
             "noise": place["noise"],
-            "effective_targets": float(effective_targets(state.plan).mean()),
+            "effective_targets": measure_targets(state, targets)["effective_targets"],
             "loss_share": square / sum(squares),
         }
-        for state, place, square in zip(states, measure_ways(states, y), squares, strict=True)
+        for state, place, square in zip(states, measure_ways(states, targets), squares, strict=True)
     ]
 
 
@@ -372,14 +409,11 @@ def answer_steps(sets: Minibatches) -> dict[str, list[Summary]]:
     for (name, step_sizes), blur in progress(list(product(step_plans().items(), BLURS)), f"{sets.name}: step sizes"):
         runs = []
         for x_0, y in (sets.draw(k) for k in range(MINIBATCHES)):
-            states = follow(x_0, y, step_sizes, blur, FINE[1])
-            runs.append([place | _targets(state) for place, state in zip(measure_ways(states, y), states, strict=True)])
+            states, targets = follow(x_0, y, step_sizes, blur, FINE[1]), Targets(y)
+            ways = measure_ways(states, targets)
+            runs.append([place | measure_targets(state, targets) for place, state in zip(ways, states, strict=True)])
         found[f"{blur:g}/{name}"] = [summary(rows) for rows in zip(*runs, strict=True)]
     return found
-
-
-def _targets(state: State) -> dict[str, float]:
-    return {"effective_targets": float(effective_targets(state.plan).mean()), "covered": covered(state.plan)}
 
 
 def answer_plans(sets: Minibatches) -> dict[str, dict]:
@@ -405,7 +439,7 @@ def answer_states(sets: Minibatches) -> dict[str, list[Summary]]:
     found = {}
     for setting in (FINE, AUTHORS):
         draws = [sets.draw(k) for k in range(MINIBATCHES)]
-        runs = [measure_states(follow(x_0, y, [STEP_SIZE] * STEPS, *setting), y) for x_0, y in draws]
+        runs = [measure_states(follow(x_0, y, [STEP_SIZE] * STEPS, *setting), Targets(y)) for x_0, y in draws]
         found[_key(*setting)] = [summary(rows) for rows in zip(*runs, strict=True)]
     return found
 
@@ -498,7 +532,8 @@ def example(sets: Minibatches, shown: int = 4) -> dict[str, Tensor]:
     """Pictures of the first particles of minibatch 0: (shown, c, s, s) each, in the order of the figure's columns."""
     x_0, y = sets.draw(0)
     flow = follow(x_0, y, [STEP_SIZE] * STEPS, *FINE)
-    columns = {"main target": y[flow[0].plan.argmax(1)]}
+    targets = Targets(y)
+    columns = {"main target": targets.images[targets.main(flow[0].plan)]}
     for blur in BLURS:
         columns[f"u, blur {blur:g}"] = state_at(x_0, y, blur, FINE[1]).plan @ y
     end = flow[-1].x
@@ -539,14 +574,16 @@ def tables(results: Mapping) -> dict[str, str]:
     labels = [found["label"] for found in sets]
     return {
         "steps": _table(["η", "(1 − η)⁵", *_each(labels, "blur 0.5", "blur 2")], _rows_of_steps(sets)),
-        "schedules": _table(["step sizes", "blur", "t", *_each(labels, "image", "targets", "covered, %")], _rows_of_schedules(sets)),
+        "schedules": _table(
+            ["set", "blur", "step sizes", "noise", "image", "off line", "targets", "covered, %"], _rows_of_schedules(sets)
+        ),
         "plans": _table(
-            ["set", "blur", "scaling", "iterations", "targets", "agrees, %", "covered, %", "misplaced, %", "error, %", "unchanged, %", "self share"],
+            ["set", "blur", "scaling", "iterations", "targets", "same, %", "covered, %", "misplaced, %", "near : far", "error, %", "unchanged, %", "self share"],
             [_row_of_plan(found, key) for found in sets for key in found["plans"]],
         ),
         "matches": _table(
-            ["set", "blur", "scaling", "cosine, k = 0", "error, %", "cosine, k = 4", "error, %"],
-            [_row_of_match(found, key) for found in sets for key in (_key(*FINE), _key(*AUTHORS))],
+            ["set", "blur", "scaling", "k", "cosine", "error, %", "same, %", "error of these, %"],
+            [row for found in sets for row in _rows_of_match(found)],
         ),
         "states": _table(["k", "0.8ᵏ", *_each(labels, "noise", "loss, %")], _rows_of_states(sets)),
         "mixtures": _table(
@@ -576,24 +613,32 @@ def _each(labels: Sequence[str], *columns: str) -> list[str]:
 def _rows_of_steps(sets: Sequence[Mapping]) -> list[list[str]]:
     return [
         [f"{size:g}", f"{(1 - size) ** STEPS:.3f}"]
-        + [cell(found["steps"][f"{blur:g}/{size:g}"][-1]["way_left"], 3) for found in sets for blur in (0.5, 2.0)]
+        + [
+            f"{found['steps'][f'{blur:g}/{size:g}'][-1]['way_left']['mean']:.3f}"
+            for found in sets
+            for blur in (0.5, 2.0)
+        ]
         for size in STEP_SIZES
     ]
 
 
 def _rows_of_schedules(sets: Sequence[Mapping]) -> list[list[str]]:
     rows = []
-    for (name, step_sizes), blur in product(step_plans().items(), BLURS):
-        if name not in (f"{STEP_SIZE:g}", "rising", "rising to the same time"):
-            continue
-        ends = [found["steps"][f"{blur:g}/{name}"][-1] for found in sets]
-        cells = [
-            (cell(end["image"], 3), f"{end['effective_targets']['mean']:.1f}", percent(end["covered"])) for end in ends
-        ]
-        label = f"constant {name}" if name == f"{STEP_SIZE:g}" else name
-        rows.append(
-            [label, f"{blur:g}", f"{hand_over_time(step_sizes):.2f}", *(text for part in cells for text in part)]
-        )
+    for found, blur in product(sets, (0.5, 2.0)):
+        for name, label in ((f"{STEP_SIZE:g}", "constant"), ("rising to the same time", "rising")):
+            end = found["steps"][f"{blur:g}/{name}"][-1]
+            rows.append(
+                [
+                    found["label"] if (blur, label) == (0.5, "constant") else "",
+                    f"{blur:g}",
+                    label,
+                    cell(end["noise"], 3),
+                    cell(end["image"], 3),
+                    cell(end["off_line"], 3),
+                    f"{end['effective_targets']['mean']:.1f}",
+                    percent(end["covered"]),
+                ]
+            )
     return rows
 
 
@@ -605,23 +650,23 @@ def _row_of_plan(found: Mapping, key: str) -> list[str]:
         scaling,
         f"{row['iterations']['mean']:.0f}",
         f"{row['effective_targets.first']['mean']:.1f} → {row['effective_targets.last']['mean']:.1f}",
-        percent(row["agrees"]),
+        percent(row["same.first"]),
         f"{100 * row['covered.first']['mean']:.0f} → {100 * row['covered.last']['mean']:.0f}",
         percent(row["misplaced"]),
+        f"{row['near.last']['mean']:.2f} : {row['far.last']['mean']:.2f}",
         percent(row["error_converged"]),
         percent(row["unchanged"]),
-        f"{row['self_share.first']['mean']:.1g} → {row['self_share.last']['mean']:.1g}",
+        f"{row['self_share.first']['mean']:.3f} → {row['self_share.last']['mean']:.3f}",
     ]
 
 
-def _row_of_match(found: Mapping, key: str) -> list[str]:
-    row = found["plans"][key]
-    values = [
-        text
-        for at in ("first", "before_last")
-        for text in (cell(row[f"cos_match.{at}"], 3), percent(row[f"error_match.{at}"]))
-    ]
-    return [found["label"] if key == _key(*FINE) else "", *key.split("/"), *values]
+def _rows_of_match(found: Mapping) -> list[list[str]]:
+    rows = []
+    for key, (at, k) in product((_key(*FINE), _key(*AUTHORS)), (("first", 0), ("before_last", STEPS - 1))):
+        row = found["plans"][key]
+        values = [cell(row[f"cosine.{at}"], 3), *(percent(row[f"{of}.{at}"]) for of in ("error", "same", "error_same"))]
+        rows.append([found["label"] if not rows else "", *key.split("/"), str(k), *values])
+    return rows
 
 
 def _rows_of_states(sets: Sequence[Mapping]) -> list[list[str]]:
@@ -828,6 +873,12 @@ def readable(data_root: Path) -> tuple[dict[str, ImageSet], dict[str, str]]:
     return found, skipped
 
 
+def as_text(results: Mapping) -> str:
+    """JSON with a line for each quantity: mean and spread side by side."""
+    text = json.dumps(results, indent=1)
+    return re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
+
+
 def measure_all(stored: Mapping[str, ImageSet], skipped: Sequence[str], data_root: Path) -> dict:
     """What is kept: the answers for every set that is there, and where they come from."""
     began = time.perf_counter()
@@ -861,7 +912,7 @@ def main() -> int:
             )
             return 2
         options.out.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(measure_all(stored, list(skipped), options.data_root), indent=1) + "\n")
+        kept.write_text(as_text(measure_all(stored, list(skipped), options.data_root)))
     results = json.loads(kept.read_text())
     draw_all(results["sets"], stored, options.out)
     if options.out == RESULTS:

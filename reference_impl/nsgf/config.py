@@ -14,6 +14,9 @@ from nsgf.images import SETS
 from repro.config import RunConfig, Section
 from repro.step import StepOptions
 
+INCEPTION_SPLITS = 10
+"""Of the Inception score, Salimans et al. 2016."""
+
 
 class Sinkhorn(Section):
     """How the velocity of the Sinkhorn gradient flow is computed: eps = blur**2, annealed by scaling."""
@@ -208,6 +211,15 @@ class ImageEvaluation(Section):
     nearest: PositiveInt
     pictures: PositiveInt
     inception: bool
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self):
+        percents = [round(100 * time) for time in self.handover_times]
+        if len(set(percents)) < len(percents):
+            raise ValueError("hand-over times that differ by a percent or more: they are named by it")
+        if self.inception and self.samples < INCEPTION_SPLITS:
+            raise ValueError(f"at least {INCEPTION_SPLITS} samples for the splits of the Inception score")
+        return self
 
 
 class ImageConfig(RunConfig):

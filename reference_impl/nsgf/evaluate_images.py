@@ -131,7 +131,7 @@ def generate(
             keep(name, x, flowed() + refined())
         for steps in sorted(set(protocol.euler_steps)):
             with counted(straight_flow) as straight:
-                x = sample.straight_flow(straight_flow, noise, steps=steps)[-1]
+                x = sample.end_of_straight_flow(straight_flow, noise, steps=steps)
             keep(f"fm.{steps}", x, straight())
     made_by = {name: Samples(torch.cat(parts), evaluations[name] / len(x_0)) for name, parts in pixels.items()}
     return made_by, torch.cat(times)

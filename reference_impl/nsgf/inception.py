@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nsgf.config import INCEPTION_SPLITS
 from nsgf.torchvision_cpu import import_torchvision
 from repro.errors import BadInput
 from repro.progress import progress
@@ -28,7 +29,6 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
 
 FEATURES = "2048"
-SPLITS = 10
 SPLIT_SEED = 2020
 
 
@@ -66,7 +66,7 @@ def scores(
     for name, pixels in judged.items():
         features, logits = look(network, pixels, device, batch_size)
         fid = fid_statistics_to_metric(fid_features_to_statistics(features), expected, verbose=False)
-        score = isc_features_to_metric(logits, splits=SPLITS, shuffle=True, rng_seed=SPLIT_SEED)
+        score = isc_features_to_metric(logits, splits=INCEPTION_SPLITS, shuffle=True, rng_seed=SPLIT_SEED)
         found |= {f"{name}.fid": fid[KEY_METRIC_FID], f"{name}.inception_score": score[KEY_METRIC_ISC_MEAN]}
     return found
 

@@ -23,7 +23,7 @@ from nsgf.networks import ImageClassifier, TimeMLP, TimePredictorCNN, TimePredic
 from nsgf.unet import UNet
 from repro.errors import BadInput
 from repro.phases import Phase
-from repro.pool import Placement, Pool, gib, make_file, place, publish, width
+from repro.pool import DISK_SHARE, MEMORY_SHARE, Placement, Pool, free, gib, make_file, place, publish, width
 from repro.progress import progress
 from repro.randomness import generator
 from repro.runtime import Runtime
@@ -135,7 +135,7 @@ class VelocityField(NSGFPhase):
             key = f"phases.{self.name}.pool"
             ways = " or ".join(f"--set {key}.{way}" for way in self._ways_to_fit(nbytes, scratch))
             raise BadInput(
-                f"{key}: found a pool of {gib(nbytes)}, expected one that fits into memory or on the disk"
+                f"{key}: found a pool of {gib(nbytes)}, expected at most {self._room(scratch)}"
                 + (f"; {ways}" if ways else "")
             )
         return found
@@ -148,6 +148,17 @@ class VelocityField(NSGFPhase):
         # Never a file, and every process has one of its own.
         found = place(processes * nbytes, scratch, asked="memory" if asked == "memory" else "auto", processes=1)
         return Placement("memory", False, found.reason) if found and found.storage == "memory" else None
+
+    def _room(self, scratch: Path) -> str:
+        """What `_place` holds a pool against, in words."""
+        asked, processes = self.runtime.pool_storage, self.runtime.world.size
+        memory, disk = free(scratch)
+        share = f"{1 if asked == 'memory' else MEMORY_SHARE:.0%} of {gib(memory)} of available memory"
+        if self.resident is not None:
+            return share + (f" for all of the {processes} processes" if processes > 1 else "")
+        places = [share] * (asked != "disk" and processes == 1)
+        places += [f"{DISK_SHARE:.0%} of {gib(disk)} of free disk"] * (asked != "memory")
+        return " or ".join(places)
 
     def _ways_to_fit(self, nbytes: int, scratch: Path) -> Iterator[str]:
         """Overrides, each of which makes a pool that fits, with a tenth to spare: what is free changes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,12 +32,23 @@ def straight_flow(model: nn.Module, x_0: Tensor, *, steps: int) -> Tensor:
     return _euler(model, x_0, steps=steps, step_size=1.0 / steps)
 
 
+def end_of_straight_flow(model: nn.Module, x_0: Tensor, *, steps: int) -> Tensor:
+    """The last point of that path, (n, ...), without holding the others: a hundred states of images fill a GPU."""
+    last = x_0
+    for state in _euler_states(model, x_0, steps=steps, step_size=1.0 / steps):
+        last = state
+    return last
+
+
 def _euler(model: nn.Module, x_0: Tensor, *, steps: int, step_size: float) -> Tensor:
-    path = [x_0]
+    return torch.stack([x_0, *_euler_states(model, x_0, steps=steps, step_size=step_size)])
+
+
+def _euler_states(model: nn.Module, x_0: Tensor, *, steps: int, step_size: float) -> Iterator[Tensor]:
+    x = x_0
     for k in range(steps):
-        t = x_0.new_full((len(x_0),), k / steps)
-        path.append(path[-1] + step_size * model(path[-1], t))
-    return torch.stack(path)
+        x = x + step_size * model(x, x_0.new_full((len(x_0),), k / steps))
+        yield x
 
 
 def refine(model: nn.Module, x: Tensor, t: Tensor, *, step_size: float) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Two processes of one run, joined by gloo as torchrun joins them, against one process with the same minibatches."""
 
+import gc
 import json
 import os
 import re
@@ -7,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,12 +22,12 @@ from toy_method import Line
 
 from nsgf import phases
 from nsgf.config import ImageConfig
-from repro import checkpoint, cli, runinfo
+from repro import checkpoint, cli, distributed, runinfo
 from repro import run as running
 from repro.cli import main
 from repro.config import load
 from repro.distributed import World, world_of_this_process
-from repro.errors import BadInput
+from repro.errors import BadInput, Terminated
 from repro.pool import Pool
 from repro.runtime import Runtime
 
@@ -335,6 +338,23 @@ def test_options_that_several_processes_cannot_have_are_refused(project, capsys,
     assert main(["run", "toy", "--device", "cpu", *options]) == 2
     assert capsys.readouterr().err.startswith(f"repro: {expected}")
     assert not (project / "runs").exists()
+
+
+def test_a_group_outlives_what_an_exception_keeps(monkeypatch):
+    """The frames of an exception keep the wrapped network, which would end the group if it were the last to hold it, and
+    while it holds Python's lock wait for threads of the group that wait for the lock: a process in some twenty hung."""
+    environment(monkeypatch, WORLD_SIZE="2")
+    group = nn.Module()
+    fake = SimpleNamespace(group=SimpleNamespace(WORLD=group), get_rank=lambda: 0)
+    fake.init_process_group = fake.destroy_process_group = lambda *arguments, **keywords: None
+    monkeypatch.setattr(distributed, "dist", fake)
+    monkeypatch.setattr(distributed, "_KEPT", [])
+    alive = weakref.ref(group)
+    with pytest.raises(Terminated), world_of_this_process():
+        del group, fake.group
+        raise Terminated
+    gc.collect()
+    assert alive() is not None
 
 
 def test_torchrun_runs_an_experiment_from_end_to_end(project, monkeypatch):

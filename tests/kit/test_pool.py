@@ -44,6 +44,29 @@ def test_what_is_added_is_a_copy_without_graph():
     assert drawn.tolist() == [[2.0, 2.0]] and not drawn.requires_grad
 
 
+def test_a_row_keeps_the_shape_of_its_column():
+    pool = Pool(6, {"x": (3, 2, 2), "label": (), "v": (5,)})
+    x, v = torch.randn(6, 3, 2, 2), torch.randn(6, 5)
+    pool.add(x=x, label=torch.arange(6.0), v=v)
+    assert torch.equal(pool.columns["x"], x) and torch.equal(pool.columns["v"], v)
+    batch = pool.sample(4, torch.Generator().manual_seed(0))
+    assert torch.equal(batch["x"], x[batch["label"].long()]) and torch.equal(batch["v"], v[batch["label"].long()])
+
+
+def test_replaced_entries_are_the_new_ones_and_the_others_stay():
+    pool, before = filled(), filled().columns
+    pool.replace(3, x=torch.full((2, 2), -1.0), t=torch.tensor([-3.0, -4.0]))
+    assert len(pool) == 10 and pool.columns["t"].tolist() == [0, 1, 2, -3, -4, 5, 6, 7, 8, 9]
+    assert (pool.columns["x"][3:5] == -1).all()
+    others = [0, 1, 2, 5, 6, 7, 8, 9]
+    assert torch.equal(pool.columns["x"][others], before["x"][others])
+
+
+def test_entries_behind_the_last_cannot_be_replaced():
+    with pytest.raises(ValueError, match="found 11 entries, expected at most 10"):
+        filled().replace(9, x=torch.zeros(2, 2), t=torch.zeros(2))
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

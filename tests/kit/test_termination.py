@@ -177,14 +177,14 @@ def test_the_command_line_gives_the_signal_back(project, received):
     assert received == [signal.SIGTERM]
 
 
-def line_phase(folder):
+def line_phase(folder, checkpoint_every=5):
     return run_phase(
         Line(validate(Config, CONFIG, "toy")),
         folder=folder,
         identity={},
         seed=0,
         runtime=Runtime(torch.device("cpu")),
-        pace=Pace(log_every=3, checkpoint_every=5),
+        pace=Pace(log_every=3, checkpoint_every=checkpoint_every),
         earlier={},
     )
 
@@ -194,6 +194,13 @@ def test_as_a_library_the_kit_leaves_the_signal_to_its_caller(tmp_path, monkeypa
     steps = steps_of(monkeypatch, Line)
     line_phase(tmp_path)
     assert received == [signal.SIGTERM] and steps == list(range(12))
+
+
+def test_what_a_kill_left_of_a_state_is_gone_when_the_phase_is_finished(tmp_path):
+    """A state that was saved for a signal is not saved again at that step, so nothing writes over a part of it."""
+    (tmp_path / "running.safetensors.partial").write_bytes(b"the first half of a")
+    line_phase(tmp_path, checkpoint_every=1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "model.safetensors"]
 
 
 def test_in_a_thread_the_command_line_leaves_the_signal_alone(project, monkeypatch, received):

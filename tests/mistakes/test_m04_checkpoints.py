@@ -273,13 +273,7 @@ def plant_same_data_again(monkeypatch):
 
 def plant_losses_lost(monkeypatch):
     """The curve of a resumed run begins at the resume."""
-    real = phases._Log.__init__
-
-    def begin(self, path, start, writes):
-        path.unlink(missing_ok=True)
-        real(self, path, start, writes)
-
-    monkeypatch.setattr(phases._Log, "__init__", begin)
+    change_saved(monkeypatch, lambda state: {"curve": []})
 
 
 def plant_written_in_place(monkeypatch):
@@ -345,6 +339,7 @@ def test_resume_phase_needs_the_phases_before_it(project, tmp_path):
 def test_holds_when_killed_while_a_phase_is_set_aside(project, tmp_path):
     execute_tiny(project, tmp_path / "uninterrupted")
     execute_tiny(project, tmp_path / "again")
+    moons = plan(project, MOONS.experiment, MOONS.overrides)
     with pytest.MonkeyPatch.context() as patch:
         real, moves = run.Path.rename, count()
 
@@ -355,12 +350,13 @@ def test_holds_when_killed_while_a_phase_is_set_aside(project, tmp_path):
 
         patch.setattr(run.Path, "rename", rename)
         with pytest.raises(Killed):
-            execute_tiny(project, tmp_path / "again", resume_phase=2)
+            execute(moons, 0, tmp_path / "again", CPU, resume=False, resume_phase=2)
     execute_tiny(project, tmp_path / "again", resume=True)
     compare(tmp_path / "again", tmp_path / "uninterrupted")
 
 
 def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
+    moons = plan(project, MOONS.experiment, MOONS.overrides)
     with pytest.MonkeyPatch.context() as patch:
 
         def rmtree(*_, **__):
@@ -368,7 +364,7 @@ def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
 
         patch.setattr(phases.shutil, "rmtree", rmtree)
         with pytest.raises(Killed):
-            execute_tiny(project, tmp_path)
+            execute(moons, 0, tmp_path, CPU, resume=False, resume_phase=None)
     execute_tiny(project, tmp_path, resume=True)
     left = sorted(path.name for path in (run_folder(tmp_path, "2d-moons", 0) / "1-velocity_field").iterdir())
     assert left == ["log.jsonl", "model.safetensors"]

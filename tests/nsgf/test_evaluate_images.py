@@ -14,7 +14,7 @@ from nsgf.evaluate_images import counted, evaluate, expected_handover, generate,
 from nsgf.images import ImageSet, to_images, to_pixels
 from nsgf.networks import ImageClassifier
 from repro.config import load
-from repro.errors import RunFailed
+from repro.errors import BadInput, RunFailed
 from repro.method import find_project
 from repro.runtime import Runtime
 
@@ -468,3 +468,15 @@ def test_inception_is_given_bytes_of_three_sets_and_of_the_reference(monkeypatch
     for name, pixels in expected.items():
         assert asked[name].dtype == torch.uint8
         assert torch.equal(asked[name].double(), (pixels.double() * 255 / WHITE).round())
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"handover_times": [0.671, 0.674]}, "hand-over times that differ by a percent or more"),
+        ({"inception": True, "samples": 9}, "at least 10 samples for the splits of the Inception score"),
+    ],
+)
+def test_a_protocol_that_cannot_be_carried_out_is_refused(changed, reason):
+    with pytest.raises(BadInput, match=reason):
+        configuration(**changed)

@@ -152,13 +152,21 @@ def test_a_grey_image_is_looked_at_as_three_equal_channels(network):
     assert torch.equal(one[0], three[0]) and torch.equal(one[1], three[1])
 
 
+def test_class_scores_leave_out_the_bias(network, monkeypatch):
+    """As torch-fidelity's IS does, and TensorFlow's before it."""
+    x = pictures(2, seed=1)
+    before = inception.look(network, x, CPU, 64)[1]
+    monkeypatch.setattr(network.fc.bias, "data", network.fc.bias + torch.arange(1008.0))
+    assert torch.equal(inception.look(network, x, CPU, 64)[1], before)
+
+
 def test_the_three_channels_are_told_apart(network):
     x = pictures(3, seed=1)
     assert not torch.allclose(inception.look(network, x, CPU, 64)[0], inception.look(network, x.flip(1), CPU, 64)[0])
 
 
 def test_the_protocol_is_that_of_the_published_numbers():
-    assert (inception.FEATURES, inception.SPLITS, inception.SPLIT_SEED) == ("2048", 10, 2020)
+    assert (inception.FEATURES, inception.INCEPTION_SPLITS, inception.SPLIT_SEED) == ("2048", 10, 2020)
     assert extractor.URL_INCEPTION_V3 == inception.URL and inception.SHA256.startswith("6726825d")
     assert extractor.FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE == 299
     layer = extractor.FeatureExtractorInceptionV3.get_default_feature_layer_for_metric

@@ -49,11 +49,13 @@ def test_sampling_converges_with_order_one():
     assert all(abs(order - 1) < 0.1 for order in orders)
 
 
-def test_every_sample_goes_on_from_its_own_time_to_one():
-    """Under velocity 1 a sample moves by exactly the time that is left to it."""
+@pytest.mark.parametrize("shape", [(1,), (1, 8, 8), (3, 4, 4)])
+def test_every_sample_goes_on_from_its_own_time_to_one(shape):
+    """Under velocity 1 a sample moves by exactly the time that is left to it, in every pixel."""
     t = torch.tensor([0.0, 0.35, 0.999, 1.0])
-    x, steps = sample.refine(Field(lambda x, t: torch.ones_like(x)), torch.zeros(4, 1), t, step_size=0.25)
-    assert torch.allclose(x[:, 0], 1 - t, atol=1e-6)
+    x, steps = sample.refine(Field(lambda x, t: torch.ones_like(x)), torch.zeros(4, *shape), t, step_size=0.25)
+    assert x.shape == (4, *shape)
+    assert torch.allclose(x.flatten(1), (1 - t)[:, None], atol=1e-6)
     assert steps.tolist() == [4, 3, 1, 0]
 
 
@@ -99,3 +101,11 @@ def test_algorithm_4_runs_its_three_networks_in_turn_and_counts_their_calls():
     assert result.x[:, 0].tolist() == pytest.approx([3.5, 3.2])
     # 3 Sinkhorn-flow steps, 1 predictor call, 5 and 2 or 3 straight-flow steps: 0.2 / 0.1 in float32 may round up.
     assert result.nfe[0] in (9, 10) and result.nfe[1] in (6, 7)
+
+
+def test_the_end_of_the_straight_flow_is_the_last_point_of_its_path():
+    x_0 = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    model = lambda x, t: x * t[:, None, None, None] + 1  # noqa: E731
+    path = sample.straight_flow(model, x_0, steps=5)
+    assert path.shape == (6, 4, 1, 3, 3) and torch.equal(path[0], x_0)
+    assert torch.equal(sample.end_of_straight_flow(model, x_0, steps=5), path[-1])

@@ -88,7 +88,8 @@ class World:
         try:
             dist.all_reduce(total)
         except RuntimeError as error:
-            raise RunFailed(f"process {self.rank} of {self.size}: another one ended ({error})") from None
+            why = " ".join(str(error).split())
+            raise RunFailed(f"process {self.rank} of {self.size}: another one ended ({why})") from None
         return float(total) / self.size
 
     def any(self, flag: bool) -> bool:

@@ -110,7 +110,8 @@ def run_phase(
     runtime.world.barrier()
     # Here and not after training: a kill between the last save and these lines must not leave a pool behind.
     if runtime.world.first:
-        (folder / "running.safetensors").unlink(missing_ok=True)
+        for state in folder.glob("running.safetensors*"):
+            state.unlink()
         shutil.rmtree(folder / "scratch", ignore_errors=True)
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()

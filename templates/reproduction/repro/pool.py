@@ -200,13 +200,19 @@ def place(nbytes: int, folder: Path, *, asked: PoolStorage, processes: int, own:
     `folder` when it takes at most 90 percent of what is free. Several processes share one file. Both give the same minibatches.
     `own` bytes of the disk are the pool's already.
     """
-    memory, disk = available_host_bytes(), shutil.disk_usage(existing(folder)).free + own
+    memory, disk = free(folder)
+    disk += own
     room = f"{gib(nbytes)} needed, {gib(memory)} of memory available, {gib(disk)} of disk free"
     fits_disk = nbytes <= DISK_SHARE * disk
     fits_memory = nbytes <= (memory if asked == "memory" else MEMORY_SHARE * memory)
     if fits_memory and asked != "disk" and processes == 1:
         return Placement("memory", fits_disk, room)
     return Placement("disk", True, room) if fits_disk and asked != "memory" else None
+
+
+def free(folder: Path) -> tuple[int, int]:
+    """Bytes of memory that are available, and of disk that are free for files in `folder`."""
+    return available_host_bytes(), shutil.disk_usage(existing(folder)).free
 
 
 def existing(folder: Path) -> Path:
