@@ -188,7 +188,8 @@ def anchors(text: str) -> set[str]:
 
 def is_published(path: str) -> bool:
     """Whether the whitelist of mkdocs.yml lets this file into the site."""
-    return path in TOP_PAGES or path.startswith(("refs/", "reference_impl/reports/"))
+    figure = path.startswith("benchmarks/results/") and path.endswith(".png")
+    return figure or path in TOP_PAGES or path.startswith(("refs/", "reference_impl/reports/"))
 
 
 def broken_links(text: str, page: str, read: Callable[[str], str | None]) -> list[str]:
