@@ -3,10 +3,11 @@ import copy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import model_validator
 from toy_method import Config
 from toy_project import CONFIG, write_yaml
 
-from repro.config import differences, digest, flatten, load, parse_yaml, read_yaml
+from repro.config import Section, differences, digest, flatten, load, parse_yaml, read_yaml
 from repro.errors import BadInput
 
 
@@ -172,3 +173,22 @@ def test_differences_name_leaves_on_either_side():
     found = differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 2}})
     assert [(change.key, change.before, change.after) for change in found] == [("a.c", 2, None), ("a.d", None, 2)]
     assert flatten({"a": {"b": 1}, "c": [1, 2]}) == {"a.b": 1, "c": [1, 2]}
+
+
+def test_overrides_that_only_fit_together_may_come_in_any_order(tmp_path):
+    class Range(Section):
+        low: int
+        high: int
+
+        @model_validator(mode="after")
+        def _ordered(self):
+            if self.low > self.high:
+                raise ValueError("low at most high")
+            return self
+
+    path = write_yaml(tmp_path / "range.yaml", {"low": 1, "high": 2})
+    for overrides in (["low=5", "high=6"], ["high=6", "low=5"]):
+        config, _ = load(Range, path, overrides)
+        assert (config.low, config.high) == (5, 6)
+    with pytest.raises(BadInput, match="^--set low=5: .*low at most high"):
+        load(Range, path, ["low=5", "high=4"])

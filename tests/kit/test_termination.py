@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -243,39 +244,39 @@ def ask_parent_of_two(arguments, parent):
 
 
 def test_several_runs_are_told_and_all_save_their_states(project, capsys, monkeypatch):
-    """Were they not, the million steps would be done."""
+    """Were they not, the hundred thousand steps would be done."""
     monkeypatch.setattr(subprocess, "Popen", Forked)
-    endless = ["--set", "phases.line.iterations=1000000", "--set", "pace.log_every=1000000"]
+    endless = ["--set", "phases.line.iterations=100000", "--set", "pace.log_every=100000"]
     assert main(["run", "toy", "--seeds", "0", "1", "2", "--jobs", "2", *endless]) == 143
     assert capsys.readouterr().err.splitlines()[-1] == LINE.strip()
     for seed in (0, 1):
         folder = project / f"runs/toy/seed-{seed}"
-        assert 8 <= checkpoint.load(folder / "1-line/running.safetensors")["steps_done"] < 1_000_000
+        assert 8 <= checkpoint.load(folder / "1-line/running.safetensors")["steps_done"] < 100_000
         assert (folder / "output.log").read_text().endswith(LINE)
     assert not (project / "runs/toy/seed-2/config.yaml").exists()
 
 
-class Starting:
-    """In place of subprocess.Popen: a process that is still being started when the signal comes, and ends when it is told to."""
-
-    started = 0
-
-    def __init__(self, *arguments, **keywords):
-        Starting.started += 1
-        self.told = threading.Event()
-        ask()
-
-    def wait(self):
-        return 143 if self.told.wait(60) else 1
-
-    def terminate(self):
-        self.told.set()
-
-
 def test_a_run_that_is_just_being_started_is_told_too_and_no_other_starts(project, monkeypatch):
+    told, acted, shutdown = [], threading.Event(), ThreadPoolExecutor.shutdown
+
+    class Starting:
+        """A process that is still being started when the signal comes, and ends when it is told to."""
+
+        def __init__(self, *arguments, **keywords):
+            self.told = threading.Event()
+            told.append(self.told)
+            ask()
+            assert acted.wait(60)
+
+        def wait(self):
+            return 143 if self.told.wait(5) else 1
+
+        def terminate(self):
+            self.told.set()
+
     monkeypatch.setattr(subprocess, "Popen", Starting)
-    monkeypatch.setattr(Starting, "started", 0)
-    told = []
-    monkeypatch.setattr(Starting, "terminate", lambda self: told.append(self) or self.told.set())
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "shutdown", lambda *given, **named: (acted.set(), shutdown(*given, **named))[1]
+    )
     assert main(["run", "toy", "--seeds", "0", "1", "2", "--jobs", "1"]) == 143
-    assert len(told) == Starting.started == 1
+    assert [event.is_set() for event in told] == [True]

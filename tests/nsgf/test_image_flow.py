@@ -331,3 +331,99 @@ def test_a_page_without_the_place_of_a_table_is_refused(marks):
 def test_every_figure_of_the_page_is_kept():
     shown = set(re.findall(r"image-flow-\w+\.png", PAGE))
     assert shown == {path.name for path in image_flow.RESULTS.glob("image-flow-*.png")} != set()
+
+
+def kept(name, *path):
+    """A mean of the kept results."""
+    value = KEPT["sets"][name]
+    for key in path:
+        value = value[key]
+    return value["mean"] if isinstance(value, dict) else value
+
+
+def of_plan(name, key, quantity):
+    return 100 * kept(name, "plans", key, quantity)
+
+
+def loss_floor(name, key):
+    """Unpredictable square error a pixel at the first state."""
+    conflict = KEPT["sets"][name]["conflict"]
+    return (
+        kept(name, "conflict", "state_0", key, "unpredictable") * conflict["image_variance"] / kept(name, "dimensions")
+    )
+
+
+def time_off(name, of, kind="0.5/0.95"):
+    return abs(kept(name, "mixtures", "kinds", kind, of) - kept(name, "mixtures", "kinds", "independent", of))
+
+
+def later(name, k):
+    return 100 * KEPT["sets"][name]["conflict"]["later"][k - 1]["particles"]
+
+
+def sentences():
+    """What the page says in prose, with the numbers of the kept results."""
+    fine, lossy = "0.5/0.95", "cifar10_jpeg"
+    off_line = {name: kept(name, "steps", "0.5/0.2", -1, "off_line") for name in KEPT["sets"]}
+    rising = {name: kept(name, "steps", "0.5/rising to the same time", -1, "off_line") for name in KEPT["sets"]}
+    targets = {key: [kept(*key, k, "effective_targets") for k in (0, -1)] for key in
+               (("digits", "steps", "2/0.2"), ("mnist", "steps", "2/0.2"))}  # fmt: skip
+    yield f"with 1 a particle aims at {kept('digits', 'plans', '1/0.95', 'effective_targets.first'):.0f} images at once"
+    yield f"{kept('mnist', 'steps', '0.5/rising', -1, 'way_left'):.2f} of the way is left"
+    yield f"{rising['mnist']:.3f} remains off the line instead of {off_line['mnist']:.3f} on MNIST and {off_line[lossy]:.3f} on CIFAR-10 (JPEG q75)"
+    yield "whole set: {:.0f} images at first, and {:.0f} at the end".format(*targets["digits", "steps", "2/0.2"])
+    yield "begins with {:.0f} and ends with {:.1f}".format(*targets["mnist", "steps", "2/0.2"])
+    yield f"{of_plan('mnist', '0.5/0.80', 'misplaced'):.0f} percent of the mass lies on the wrong images on MNIST"
+    yield f"{100 - of_plan('mnist', '0.5/0.80', 'covered.last'):.0f} percent of the images are nobody's"
+    yield f"At 0.95 it is {of_plan('mnist', fine, 'misplaced'):.0f} and {100 - of_plan('mnist', fine, 'covered.last'):.0f} percent"
+    yield f"{100 - of_plan(lossy, '2/0.80', 'covered.last'):.0f} percent of the images of CIFAR-10 (JPEG q75) are still nobody's"
+    authors, mnist = (kept(name, "plans", key, "near.last") for name, key in ((lossy, "2/0.80"), ("mnist", "0.5/0.80")))
+    yield f"{authors:.2f} and {kept(lossy, 'plans', '2/0.80', 'far.last'):.2f} of their due on CIFAR-10 (JPEG q75)"
+    yield f"{mnist:.2f} and {kept('mnist', 'plans', '0.5/0.80', 'far.last'):.2f} on MNIST at blur 0.5"
+    errors = [of_plan(name, "0.5/0.80", "error_converged") for name in KEPT["sets"]]
+    yield f"off by {min(errors):.0f} to {max(errors):.0f} percent at blur 0.5"
+    unchanged = [of_plan(lossy, key, "unchanged") for key in KEPT["sets"][lossy]["plans"]]
+    yield f"{min(unchanged):.0f} to {max(unchanged):.0f} percent of the main targets stay the same on CIFAR-10 (JPEG q75)"
+    yield f"and {of_plan('mnist', '2/0.95', 'unchanged'):.0f} on MNIST at blur 2"
+    others = [100 - of_plan(name, fine, "same.first") for name in KEPT["sets"]]
+    yield f"{min(others):.0f} to {max(others):.0f} percent other pairs"
+    straight = [of_plan(name, fine, "error_same.before_last") for name in KEPT["sets"]]
+    yield f"an error of {min(straight):.0f} to {max(straight):.0f} percent in the last velocity"
+    leaning = [kept(name, "mixtures", "kinds", fine, "correlation") for name in KEPT["sets"]]
+    yield "{:.2f} on digits, {:.2f} on MNIST, {:.2f} on CIFAR-10 (JPEG q75)".format(*leaning)
+    yield f"is off by {time_off('digits', 'read_time'):.3f} on digits"
+    yield f"the ideal reader is off by {time_off('digits', 'ideal_time'):.3f}"
+    seen = [kept("digits", "mixtures", "kinds", "2/0.80", of) for of in ("read_time", "ideal_time")]
+    yield "the readers see it: {:.2f} and {:.2f}".format(*seen)
+    floors = loss_floor("digits", fine), loss_floor("mnist", fine)
+    yield "cannot fall below {:.3f} a pixel on digits and {:.3f} on MNIST".format(*floors)
+    yield f"or {loss_floor(lossy, '2/0.80'):.3f} on CIFAR-10 (JPEG q75) at blur 2 and scaling 0.80"
+    yield f"{later('digits', 2):.0f} percent on digits, {later('mnist', 2):.0f} on MNIST and {later(lossy, 2):.0f} on CIFAR-10 (JPEG q75)"
+
+
+@pytest.mark.parametrize("sentence", list(sentences()))
+def test_the_page_quotes_the_kept_results(sentence):
+    assert sentence in " ".join(PAGE.split())
+
+
+def test_the_bounds_that_the_page_states_hold():
+    sets = KEPT["sets"]
+    step_sizes = image_flow.STEP_SIZES
+    ends = {
+        name: {key: states[-1]["way_left"] for key, states in found["steps"].items()} for name, found in sets.items()
+    }
+    assert (
+        max(abs(ends[name][f"0.5/{size:g}"]["mean"] - (1 - size) ** 5) for name in sets for size in step_sizes) < 0.007
+    )
+    assert max(end["std"] for found in ends.values() for end in found.values()) < 0.005
+    large = [name for name in sets if name != "digits"]
+    inert = [kept(name, "plans", key, f"self_share.{at}") for name in large for key in sets[name]["plans"]
+             for at in ("first", "last")]  # fmt: skip
+    assert max(inert) < 1e-6
+    even = [kept(name, "plans", key, f"{of}.last") for name in sets for key in sets[name]["plans"] if key.endswith("0.95")
+            for of in ("near", "far")]  # fmt: skip
+    assert min(even) > 0.94 and max(even) < 1.06
+    assert max(time_off(name, "read_time") for name in large) < 0.004
+    assert max(time_off(name, "ideal_time") for name in large) < 0.005
+    tenth, fortieth = ([100 - of_plan(name, key, "covered.last") for name in sets] for key in ("0.5/0.80", "0.5/0.95"))
+    assert min(tenth) > 7 and max(tenth) < 12 and min(fortieth) > 1 and max(fortieth) < 3.5

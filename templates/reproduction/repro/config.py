@@ -128,10 +128,15 @@ def validate(model: type[AnySection], data: Any, source: str) -> AnySection:
 def load(model: type[AnySection], path: Path, overrides: list[str] = ()) -> tuple[AnySection, list[Change]]:
     """The configuration in `path` with `overrides` ("key=value") applied, and each field that they changed."""
     config = validate(model, read_yaml(path), str(path))
-    data, changes = config.model_dump(mode="json"), []
+    data, changes, refused = config.model_dump(mode="json"), [], None
     for override in overrides:
         changes += _override(data, override)
-        config = validate(model, data, f"--set {override}")
+        try:
+            config, refused = validate(model, data, f"--set {override}"), None
+        except BadInput as error:
+            refused = refused or error  # a later override may belong to this one: fields are judged together
+    if refused:
+        raise refused
     return config, changes
 
 
