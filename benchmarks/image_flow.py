@@ -818,7 +818,14 @@ def draw_conflict(sets: Mapping[str, dict]) -> plt.Figure:
         )
         axis.plot(0, first, "o", ms=5, color=sinkhorn_flow, label="Sinkhorn flow")
         axis.plot(
-            range(1, STEPS), later["particles"], "o--", ms=4, lw=1.2, mfc="white", color=sinkhorn_flow, label="at most"
+            range(1, STEPS),
+            later["particles"],
+            "o--",
+            ms=4,
+            lw=1.2,
+            mfc="white",
+            color=sinkhorn_flow,
+            label="Sinkhorn flow, upper bound",
         )
         axis.set(xlabel="state k", ylim=(0, 1.05), xticks=range(STEPS))
     axes[0].set_ylabel("unpredictable share of\nthe images' variance")

@@ -29,6 +29,7 @@ from repro.config import load
 from repro.distributed import World, world_of_this_process
 from repro.errors import BadInput, Terminated
 from repro.pool import Pool
+from repro.randomness import derive_seed
 from repro.runtime import Runtime
 
 ENDED = "repro: ended by SIGTERM; go on with the same command and --resume\n"
@@ -85,6 +86,15 @@ def failing_at_step_7(arguments):
 
     at_step(7, fail)
     return quick(arguments)
+
+
+def noting_its_draws(arguments):
+    """Writes what the global generator, from which dropout draws, was seeded with before each loss of the line phase."""
+    seeds, loss = [], Line.loss
+    Line.loss = lambda *given: (seeds.append(torch.initial_seed()), loss(*given))[1]
+    code = quick(arguments)
+    Path(f"draws.{os.environ['RANK']}").write_text(json.dumps(seeds))
+    return code
 
 
 def without_room_for_a_state(arguments):
@@ -224,11 +234,14 @@ def test_all_processes_stop_together_when_one_is_asked_to_and_go_on_to_the_same_
     assert_same(states(project / "whole"), states(project / "runs"))
 
 
-def test_processes_draw_dropout_of_their_own(project, toy):
-    """Else two processes of four examples would be one of four, twice."""
-    assert toy([quick], "one")[0] == [0] and toy([quick, quick], "two")[0] == [0, 0]
-    with pytest.raises(AssertionError):
-        assert_close(states(project / "one"), states(project / "two"))
+def test_processes_draw_dropout_of_their_own_and_one_process_what_it_always_drew(project, toy):
+    """Each process drops units of other examples: the same draws would tie them together."""
+    assert toy([noting_its_draws], "one")[0] == [0]
+    one = json.loads((project / "draws.0").read_text())
+    assert one == [derive_seed(0, "line", "step", step) for step in range(12)]
+    assert toy([noting_its_draws] * 2, "two")[0] == [0, 0]
+    two = [json.loads((project / f"draws.{rank}").read_text()) for rank in (0, 1)]
+    assert len({*one, *two[0], *two[1]}) == 3 * 12
 
 
 def test_what_two_processes_saved_one_process_ends(project, toy):

@@ -101,14 +101,14 @@ def test_copies_of_an_image_are_one_target_with_twice_the_due():
 
 
 def test_near_and_far_are_masses_over_due_of_the_quarters_by_distance_to_the_mean():
-    """Of 8 images the two nearest to their mean, 10, are 9 and 11; 0 and 20 are the farthest."""
-    targets = image_flow.Targets(torch.tensor([20.0, 0, 9, 11, 14, 6, 15, 5])[:, None])
-    rows = torch.eye(8)[[0, 1, 2, 7, 0, 5, 6, 1]]
-    assert targets.near_and_far(rows) == pytest.approx((0.5, 2))
+    """Of 8 images, 9 twice, the two nearest to their mean, 9.9, are 9 and 11; 20 and 0 are the farthest."""
+    targets = image_flow.Targets(torch.tensor([20.0, 0, 9, 9, 11, 14, 6, 15, 5])[:, None])
+    rows = torch.eye(9)[[0, 0, 1, 1, 2, 4, 5, 6, 7]]
+    assert targets.near_and_far(rows) == pytest.approx((2 / 3, 2))
 
 
 def test_self_share_is_the_largest_that_leaves_its_particle():
-    assert image_flow.self_share(torch.tensor([[0.9, 0.1], [0.3, 0.7]])) == pytest.approx(0.3)
+    assert image_flow.self_share(torch.tensor([[0.2, 0.8], [0.3, 0.7]])) == pytest.approx(0.8)
 
 
 # --- the way -----------------------------------------------------------------------------------------------------
@@ -121,9 +121,9 @@ def test_a_point_on_its_line_is_its_noise_and_its_image():
 
 
 def test_what_is_neither_noise_nor_image_is_off_the_line():
-    x_0, y = torch.tensor([[1.0, 0, 0]]), torch.tensor([[0, 1.0, 0]])
+    x_0, y = torch.tensor([[2.0, 0, 0]]), torch.tensor([[0, 1.0, 0]])
     found = image_flow.way(torch.tensor([[0.6, 0.0, 0.8]]), x_0, y)
-    assert (found["noise"], found["image"], found["off_line"]) == pytest.approx((0.6, 0, 0.8), abs=1e-6)
+    assert (found["noise"], found["image"], found["off_line"]) == pytest.approx((0.3, 0, 0.8), abs=1e-6)
 
 
 def test_the_flow_to_fixed_targets_leaves_the_share_of_the_hand_over_time():
@@ -174,6 +174,25 @@ def test_the_error_of_those_with_the_same_partner_leaves_the_others_out():
     found = image_flow.measure_plans(image_flow.follow(x, y, [0.2] * 2, 0.5, 0.8), y, match, y - x)
     assert found["same.first"] == pytest.approx(4 / 6)
     assert found["error_same.first"] == pytest.approx(0, abs=1e-5) and found["error.first"] > 0.5
+
+
+def turning():
+    """Three states of which the last turns every particle to the next target; the particles stay where they are."""
+    x, y = pairs_far_apart()
+    plans = torch.eye(len(x)), torch.eye(len(x)), torch.eye(len(x)).roll(1, dims=1)
+    return [image_flow.State(x, rows, torch.eye(len(x)), y - x) for rows in plans], y
+
+
+def test_a_turn_in_the_last_state_shows_there_and_not_before():
+    states, y = turning()
+    found = image_flow.measure_plans(states, y, torch.arange(len(y)), y - states[0].x)
+    assert (found["unchanged"], found["same.first"], found["same.before_last"]) == (0, 1, 1)
+
+
+def test_the_way_is_measured_towards_the_last_targets():
+    states, y = turning()
+    found = image_flow.measure_ways(states, image_flow.Targets(y))[0]
+    assert found == image_flow.way(states[0].x, states[0].x, y.roll(-1, dims=0))
 
 
 def test_shares_of_the_loss_fall_with_the_square_of_the_way_left():
@@ -269,6 +288,7 @@ def small_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in sizes.items():
             patch.setattr(image_flow, name, value)
+        patch.setattr(image_flow, "PAGE", out / "page.md")  # there is none: a partial run has no business there
         patch.setattr(sys, "argv", ["image_flow", "--data-root", str(out), "--out", str(out)])
         assert image_flow.main() == 0
     return out
@@ -300,6 +320,7 @@ def test_numbers_of_a_run_are_finite(small_run):
 
 def test_a_run_without_all_sets_does_not_replace_the_kept_results(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(image_flow, "RESULTS", tmp_path)
+    monkeypatch.setattr(image_flow, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(sys, "argv", ["image_flow", "--data-root", str(tmp_path)])
     assert image_flow.main() == 2
     assert list(tmp_path.iterdir()) == []

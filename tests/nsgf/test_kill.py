@@ -32,6 +32,7 @@ KINDS = {
     "loss": [kind.loss for kind in PHASES],
     "step": [Stepper.step],
     "checkpoint": [checkpoint.save],
+    "flush": [checkpoint.flush],
     "log": [training._Log.__init__, training._Log.write],
     "clean-up": [Path.unlink, shutil.rmtree],
     "phase": [training.run_phase],
@@ -50,7 +51,7 @@ WAYS = {
 """The experiment, what is changed in it, options of the command line."""
 
 ONCE = [("memory", kind) for kind in KINDS]
-ONCE += [("disk", kind) for kind in ("pool", "checkpoint", "clean-up", "phase")]
+ONCE += [("disk", kind) for kind in ("pool", "flush", "clean-up", "phase")]
 ONCE += [("renewed", kind) for kind in ("minibatch", "checkpoint")]
 ONCE += [("points", kind) for kind in ("pool", "step", "record")]
 TWICE = [("memory", "checkpoint"), ("disk", "pool"), ("disk", "step"), ("renewed", "step"), ("points", "phase")]
