@@ -1,4 +1,4 @@
-"""Processes that a test may kill at any moment: forks of one server that has imported everything, so that each starts at once."""
+"""Processes that a test may kill: forks of one server that has imported everything, so that each starts at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SERVER = multiprocessing.get_context("forkserver")
 # torch._dynamo is what the first optimiser imports.
 SERVER.set_forkserver_preload(["nsgf.method", "pytest", "repro.cli", "sklearn.datasets", "torch._dynamo"])
 LONGEST_S = 300  # a process that takes longer hangs
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 
 
 def start(
@@ -50,7 +51,7 @@ def run_ranks(
     The first rank's output goes to `output`, the second's to `output`.1, and so on.
     """
     shared = {"WORLD_SIZE": str(len(functions)), "LOCAL_WORLD_SIZE": str(len(functions))}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **LOOPBACK}
     processes = []
     for rank, function in enumerate(functions):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(environment or {})}

@@ -30,7 +30,8 @@ DIGITS = {
     },
     "nsgf_plus_plus": PLUS_PLUS,
     "evaluation": {
-        "samples": 8, "batch_size": 8, "euler_steps": [2], "handover_times": [0.5], "nearest": 4, "pictures": 2, "inception": False,
+        "samples": 8, "batch_size": 8, "euler_steps": [2], "handover_times": [0.5], "nearest": 4, "pictures": 2,
+        "inception": False,
     },
     "pace": PACE,
 }  # fmt: skip

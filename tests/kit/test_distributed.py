@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forked import LONGEST_S, run, run_ranks
+from forked import LONGEST_S, LOOPBACK, run, run_ranks
 from tiny_project import DIGITS, UNET, merged, write_project
 from torch import nn
 from toy_method import Line
@@ -88,8 +88,16 @@ def failing_at_step_7(arguments):
     return quick(arguments)
 
 
+def refused(arguments):
+    def check(self, folder):
+        raise BadInput("phases.line: found no room, expected some")
+
+    Line.check = check
+    return quick(arguments)
+
+
 def noting_its_draws(arguments):
-    """Writes what the global generator, from which dropout draws, was seeded with before each loss of the line phase."""
+    """Writes what the global generator, from which dropout draws, was seeded with before each loss of the line."""
     seeds, loss = [], Line.loss
     Line.loss = lambda *given: (seeds.append(torch.initial_seed()), loss(*given))[1]
     code = quick(arguments)
@@ -277,6 +285,13 @@ def test_a_process_that_fails_ends_the_others(toy, functions, failed, message):
     assert codes == [1, 1] and message in logs[failed]
 
 
+def test_a_process_that_is_refused_alone_ends_the_others_in_one_line_before_anything_is_written(project, toy):
+    codes, logs = toy([quick, refused], "runs")
+    assert codes == [1, 2] and logs[1] == "repro: phases.line: found no room, expected some\n"
+    assert re.fullmatch(r"repro: process 0 of 2: another one ended \(.*\)\n", logs[0])
+    assert not (project / "runs").exists()
+
+
 def test_a_minibatch_that_cannot_be_shared_out_is_refused_in_one_line(toy):
     line = "repro: phases.line.batch_size: found a minibatch of 7, expected a multiple of the 2 processes"
     codes, logs = toy([quick, quick], "runs", "--set", "phases.line.batch_size=7")
@@ -354,8 +369,8 @@ def test_options_that_several_processes_cannot_have_are_refused(project, capsys,
 
 
 def test_a_group_outlives_what_an_exception_keeps(monkeypatch):
-    """The frames of an exception keep the wrapped network, which would end the group if it were the last to hold it, and
-    while it holds Python's lock wait for threads of the group that wait for the lock: a process in some twenty hung."""
+    """The frames of an exception keep the wrapped network. Were it the last to hold the group, it would end it while it
+    holds Python's lock, and wait for threads of the group that wait for the lock: one process in some twenty hung."""
     environment(monkeypatch, WORLD_SIZE="2")
     group = nn.Module()
     fake = SimpleNamespace(group=SimpleNamespace(WORLD=group), get_rank=lambda: 0)
@@ -371,7 +386,7 @@ def test_a_group_outlives_what_an_exception_keeps(monkeypatch):
 
 
 def test_torchrun_runs_an_experiment_from_end_to_end(project, monkeypatch):
-    environment(monkeypatch, PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    environment(monkeypatch, PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS="1", **LOOPBACK)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "repro", "run", "toy", "--device", "cpu"]
     ended = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=LONGEST_S)

@@ -1,4 +1,4 @@
-"""What a step does beyond the optimiser's: precision, warm-up, clipping, average; and that a resumed phase has it all."""
+"""What a step does beyond the optimiser's: precision, warm-up, clipping, average; and that a resume has it all."""
 
 from contextlib import nullcontext
 
@@ -33,7 +33,7 @@ def equal(one, other):
 
 
 class Watched(Line):
-    """The line phase with options, and notes of each step of the optimiser: number, learning rate, gradient, weights before."""
+    """The line phase with options, and notes of each step of the optimiser: number, rate, gradient, weights before."""
 
     def __init__(self, step_options, dies_at=None):
         super().__init__(validate(Config, CONFIG, "toy"))
@@ -60,8 +60,14 @@ class Watched(Line):
 
 def train(phase, folder):
     return run_phase(
-        phase, folder=folder, identity={}, seed=1, runtime=Runtime(CPU), pace=Pace(log_every=3, checkpoint_every=5), earlier={},
-    )  # fmt: skip
+        phase,
+        folder=folder,
+        identity={},
+        seed=1,
+        runtime=Runtime(CPU),
+        pace=Pace(log_every=3, checkpoint_every=5),
+        earlier={},
+    )
 
 
 def died_at(step, step_options, folder):
@@ -116,7 +122,7 @@ def test_without_options_a_step_is_the_plain_step_of_the_optimiser_bit_for_bit()
 
 
 def test_the_network_handed_on_is_the_average_of_the_weights_after_each_step(tmp_path):
-    """a <- d a + (1 - d) w, from the weights after the first step; the weights themselves are those without an average."""
+    """a <- d a + (1 - d) w, from the weights after the first step, which are those of a phase without an average."""
     phase = Watched(options(ema_decay=0.7))
     handed_on = weights(train(phase, tmp_path / "average").model)
     last = weights(train(Watched(PLAIN), tmp_path / "plain").model)

@@ -1,7 +1,8 @@
 """m09: memory kept across phases.
 
-When a phase has ended, its pool, images, optimiser, averaged weights, graph and training network are gone at once, without waiting for the garbage collector (which does
-not know how full a GPU is), while the phase itself is still there. What the next phase finds is one network, in eval mode, without gradients.
+When a phase has ended, its pool, images, optimiser, averaged weights, graph and training network are gone at once, without waiting for the
+garbage collector (which does not know how full a GPU is), while the phase itself is still there. What the next phase finds is one network, in
+eval mode, without gradients.
 """
 
 import weakref

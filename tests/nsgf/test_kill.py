@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ from forked import run
 from tiny_project import DIGITS, POINTS, merged, write_project
 
 from nsgf import phases
-from repro import checkpoint, cli, runinfo
+from repro import checkpoint, cli
 from repro import phases as training
 from repro import run as running
 from repro.step import Stepper
@@ -58,31 +59,26 @@ TWICE = [("memory", "checkpoint"), ("disk", "pool"), ("disk", "step"), ("renewed
 
 
 class Watch:
-    """A profile function that notes at which event each kind of code begins."""
+    """A profile function that notes at which event each kind of code begins, and kills its process at one event."""
 
-    def __init__(self):
-        self.events, self.stack, self.begins = 0, ["start"], [(0, "start")]
-
-    def __call__(self, frame, event, argument):
-        self.events += 1
-        if event in ("call", "return") and (kind := KIND_OF.get(frame.f_code)):
-            if event == "call":
-                self.stack.append(kind)
-            else:
-                self.stack.pop()
-            self.begins.append((self.events, self.stack[-1]))
-
-
-class Kill:
-    """A profile function that kills its process at the event `moment`, counted from 0."""
-
-    def __init__(self, moment: int):
-        self.left = moment
+    def __init__(self, kills_at: int | None = None):
+        self.events, self.kills_at = 0, kills_at
+        self.stack, self.begins = ["start"], [(0, "start")]
 
     def __call__(self, frame, event, argument):
-        if self.left == 0:
+        kind = KIND_OF.get(frame.f_code) if event in ("call", "return") else None
+        if kind and event == "call":
+            self.begin(self.events, self.stack + [kind])
+        if self.events == self.kills_at:
+            print(f"killed in {self.stack[-1]}", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
+        self.events += 1
+        if kind and event == "return":
+            self.begin(self.events, self.stack[:-1])
+
+    def begin(self, event: int, stack: list[str]):
+        self.stack = stack
+        self.begins.append((event, stack[-1]))
 
 
 def watched(arguments: list[str], notes: str) -> int:
@@ -94,7 +90,7 @@ def watched(arguments: list[str], notes: str) -> int:
 
 
 def killed(arguments: list[str], moment: int) -> int:
-    return profiled(arguments, Kill(moment))
+    return profiled(arguments, Watch(moment))
 
 
 def profiled(arguments: list[str], profile) -> int:
@@ -106,8 +102,8 @@ def profiled(arguments: list[str], profile) -> int:
 
 
 def quick(arguments: list[str]) -> int:
-    """Without a look through everything that is installed, which takes longer than the run."""
-    runinfo.imported_versions = dict
+    """Without a description of the machine, which takes longer than the run and another number of events each time."""
+    running.describe = lambda root, runtime: {}
     return cli.main(arguments)
 
 
@@ -154,7 +150,7 @@ def uninterrupted(tmp_path_factory):
         if way not in known:
             experiment, changes, options = WAYS[way]
             root = write_project(tmp_path_factory.mktemp(way), experiment, changes)
-            command = ["run", experiment, "--device", "cpu", *options]
+            command = ["run", experiment, "--device", "cpu", "--resume", *options]
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(root)
                 assert run(watched, [*command, "--runs", "whole"], "notes", output=root / "whole.log") == 0
@@ -165,15 +161,15 @@ def uninterrupted(tmp_path_factory):
     return of
 
 
-def killed_and_resumed(root: Path, command: list[str], moments: list[int]) -> dict:
-    """What a run leaves that is killed at the first moment, its resume at the second and so on, and then ends."""
+def killed_and_resumed(root: Path, command: list[str], moments: list[int]) -> tuple[list[str], dict]:
+    """The kinds of code in which a run was killed, its resume and so on, one for each moment; what was left."""
     name = "-".join(map(str, moments))
-    command = [*command, "--resume", "--runs", name]
+    command, log = [*command, "--runs", name], root / f"{name}.log"
     for moment in moments:
-        assert run(killed, command, moment, output=root / f"{name}.log") == -signal.SIGKILL
+        assert run(killed, command, moment, output=log) == -signal.SIGKILL
         cut_short(root / name)
-    assert run(quick, command, output=root / f"{name}.log") == 0, (root / f"{name}.log").read_text()
-    return bits(root / name / command[1] / "seed-0")
+    assert run(quick, command, output=log) == 0, log.read_text()
+    return re.findall("^killed in (.*)$", log.read_text(), re.MULTILINE), bits(root / name / command[1] / "seed-0")
 
 
 @pytest.mark.parametrize(("way", "kind"), ONCE)
@@ -181,7 +177,8 @@ def test_a_run_killed_anywhere_ends_in_the_bits_of_an_uninterrupted_one(uninterr
     root, command, whole, notes = uninterrupted(way)
     monkeypatch.chdir(root)
     moment = moment_of(kind, notes, random.Random(f"{way} {kind}"))
-    assert killed_and_resumed(root, command, [moment]) == whole
+    kinds, left = killed_and_resumed(root, command, [moment])
+    assert kinds == [kind] and left == whole
 
 
 @pytest.mark.parametrize(("way", "kind"), TWICE)
@@ -192,7 +189,8 @@ def test_a_resume_that_is_killed_too_ends_in_the_same_bits(uninterrupted, monkey
     stream = random.Random(f"{way} {kind} twice")
     first = moment_of(kind, notes, stream)
     second = stream.randrange(notes["events"] - first)
-    assert killed_and_resumed(root, command, [first, second]) == whole
+    kinds, left = killed_and_resumed(root, command, [first, second])
+    assert kinds[0] == kind and len(kinds) == 2 and left == whole
 
 
 def test_the_place_of_a_pool_changes_no_bit(uninterrupted):

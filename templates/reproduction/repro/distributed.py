@@ -24,8 +24,8 @@ LONGEST_WAIT = timedelta(days=7)
 """Of a process for the others, who may be evaluating or building a pool. One that has ended is noticed at once."""
 
 _KEPT: list[dist.ProcessGroup] = []
-"""Groups until the process ends. A wrapped network that outlives its group in the frames of an exception would end it while
-it holds Python's lock, and wait for threads of the group that wait for the lock."""
+"""Groups until the process ends. A wrapped network that outlives its group in the frames of an exception would end it
+while it holds Python's lock, and wait for threads of the group that wait for the lock."""
 
 T = TypeVar("T")
 

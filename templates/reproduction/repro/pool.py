@@ -151,7 +151,7 @@ def width(columns: Mapping[str, tuple[int, ...]]) -> int:
 def make_file(
     path: Path, capacity: int, columns: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32
 ) -> None:
-    """An empty file for `Pool.in_file`: the format of safetensors, rows not yet written. Raises RunFailed when the disk is full."""
+    """An empty file for `Pool.in_file`, in the format of safetensors. Raises RunFailed when the disk is full."""
     start = _start_of_file(columns, capacity, dtype)
     size = len(start) + capacity * width(columns) * dtype.itemsize
     with path.open("wb") as file:
@@ -174,7 +174,7 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def _start_of_file(columns: Mapping[str, tuple[int, ...]], capacity: int, dtype: torch.dtype) -> bytes:
-    """What a safetensors file with the one tensor `rows` begins with: a length and that much JSON, padded to eight bytes."""
+    """What a safetensors file with the one tensor `rows` begins with: a length, and that much JSON padded to eight bytes."""
     size = (capacity, width(columns))
     rows = {"dtype": DTYPES[dtype][0], "shape": size, "data_offsets": (0, math.prod(size) * dtype.itemsize)}
     header = json.dumps({"__metadata__": {"shapes": json.dumps(dict(columns))}, "rows": rows}).encode()

@@ -57,8 +57,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def available_host_bytes() -> int:
-    """Memory that this process can still take: what the system calls available, or less where a container or a batch job
-    has a limit."""
+    """Memory that this process can still take: what the system calls available, or less within a container's or a batch
+    job's limit."""
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if found := re.search(r"^MemAvailable:\s+(\d+) kB", _read(PROC / "meminfo") or "", re.MULTILINE):
         free.append(int(found[1]) * 1024)

@@ -48,8 +48,8 @@ def termination() -> Iterator[None]:
 def deferred_termination() -> Iterator[StopRequest]:
     """Within this block SIGTERM only makes a request, which the block has to look at.
 
-    One that the block did not see any more raises Terminated behind it. Where no handler of ours is set (a thread, a test, a
-    notebook) nothing changes and no request is ever made.
+    One that the block did not see any more raises Terminated behind it. Where no handler of ours is set (a thread, a
+    test, a notebook) nothing changes and no request is ever made.
     """
     request = StopRequest()
     if signal.getsignal(signal.SIGTERM) is not terminate:
