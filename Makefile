@@ -68,11 +68,11 @@ reproduce-2d: $(READY) ## the paper's 2-D protocol on every set and seed; resuma
 	$(BIN)/repro run '2d-*' --seeds $(SEEDS) --jobs $(JOBS) --resume --device cpu
 	$(REPORT)
 
-reproduce-digits: $(READY) ## NSGF++ on 8x8 digits, every seed; resumable; about a quarter of an hour on 2 cores
+reproduce-digits: $(READY) ## NSGF++ on 8x8 digits, every seed; resumable; a quarter of an hour a seed and core
 	$(BIN)/repro run digits --seeds $(SEEDS) --jobs $(JOBS) --resume --device cpu
 	$(REPORT)
 
-reproduce-mnist-reduced: $(READY) ## MNIST (read from DATA_ROOT=data) in a setting for CPUs, every seed; resumable; about an hour on 2 cores
+reproduce-mnist-reduced: $(READY) ## MNIST (read from DATA_ROOT=data) in a setting for CPUs, every seed; resumable; about half an hour a seed and core
 	$(BIN)/repro run mnist-reduced --seeds $(SEEDS) --jobs $(JOBS) --resume --device cpu --data-root $(DATA_ROOT)
 	$(REPORT)
 

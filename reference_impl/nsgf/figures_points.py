@@ -180,11 +180,9 @@ def _particle_paths(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
         "nsgf.100": "NSGF, 100 steps",
         "fm.100": "FM, 100 steps",
     }
-    figure, axes = _grid(tensors, names, "path")
-    for (row, name), (column, run) in (
-        (r, c) for r in enumerate(_drawn(tensors, names, "path")) for c in enumerate(tensors.values())
-    ):
-        axis, path = axes[row][column], run[f"path.{name}"]
+    figure, panels = _grid(tensors, names, "path")
+    for axis, name, run in panels:
+        path = run[f"path.{name}"]
         steps, particles = len(path) - 1, path.shape[1]
         segments = torch.stack([path[:-1], path[1:]], dim=2).reshape(-1, 2, 2).numpy()  # (steps * particles, ends, xy)
         colours = plt.get_cmap("coolwarm")(np.repeat(np.linspace(0, 1, steps), particles))
@@ -202,11 +200,8 @@ def _samples(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
         "ot_cfm.10": "OT-CFM, 10 steps",
         "nsgf_plus_plus": "NSGF++",
     }
-    figure, axes = _grid(tensors, names, "samples")
-    for (row, name), (column, run) in (
-        (r, c) for r in enumerate(_drawn(tensors, names, "samples")) for c in enumerate(tensors.values())
-    ):
-        axis = axes[row][column]
+    figure, panels = _grid(tensors, names, "samples")
+    for axis, name, run in panels:
         axis.plot(*run["test"].T.numpy(), ".", color="0.75", ms=2)
         axis.plot(*run[f"samples.{name}"].T.numpy(), ".", color=COLOURS[name.split(".")[0]], ms=1.5)
     return figure
@@ -221,7 +216,8 @@ def _handover(tensors: dict[str, dict[str, Tensor]]) -> plt.Figure:
     return figure
 
 
-def _grid(tensors: dict, names: dict[str, str], kind: str):
+def _grid(tensors: dict, names: dict[str, str], kind: str) -> tuple[plt.Figure, list[tuple[plt.Axes, str, dict]]]:
+    """A figure with a row per name and a column per experiment, and its panels: axes, name, the experiment's tensors."""
     rows = _drawn(tensors, names, kind)
     figure, axes = plt.subplots(
         len(rows), len(tensors), figsize=(2.6 * len(tensors), 2.6 * len(rows)), squeeze=False, layout="constrained"
@@ -233,7 +229,9 @@ def _grid(tensors: dict, names: dict[str, str], kind: str):
     for axis in axes.flat:
         axis.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), xticks=[-6, 0, 6], yticks=[-6, 0, 6], aspect="equal")
         axis.tick_params(labelsize=7)
-    return figure, axes
+    return figure, [
+        (axes[row][column], name, run) for row, name in enumerate(rows) for column, run in enumerate(tensors.values())
+    ]
 
 
 def _drawn(tensors: dict, names: dict[str, str], kind: str) -> list[str]:

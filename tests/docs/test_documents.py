@@ -657,3 +657,9 @@ def test_unknown_settings():
     assert unknown_settings("`sinkhorn.blur` `phases.py` `phases.x.y`", {"sinkhorn.blur": None}) == [
         "phases.x.y: no configuration has this key"
     ]
+
+
+def test_the_reading_list_of_the_reference_implementation_names_every_module_and_no_other():
+    folder = ROOT / "reference_impl"
+    listed = re.findall(r"`nsgf/(\w+)\.py`", (folder / "README.md").read_text())
+    assert sorted(listed) == sorted(path.stem for path in (folder / "nsgf").glob("[!_]*.py"))
