@@ -22,7 +22,7 @@ from toy_method import Line
 
 from nsgf import phases
 from nsgf.config import ImageConfig
-from repro import checkpoint, cli, distributed, runinfo
+from repro import checkpoint, distributed, run_command, runinfo
 from repro import run as running
 from repro.cli import main
 from repro.config import load
@@ -362,7 +362,7 @@ def test_a_world_that_cannot_be_joined_is_refused(project, capsys, monkeypatch, 
     ],
 )
 def test_options_that_several_processes_cannot_have_are_refused(project, capsys, monkeypatch, options, expected):
-    monkeypatch.setattr(cli, "world_of_this_process", lambda: nullcontext(World(0, 2)))
+    monkeypatch.setattr(run_command, "world_of_this_process", lambda: nullcontext(World(0, 2)))
     assert main(["run", "toy", "--device", "cpu", *options]) == 2
     assert capsys.readouterr().err.startswith(f"repro: {expected}")
     assert not (project / "runs").exists()

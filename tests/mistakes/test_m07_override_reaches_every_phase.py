@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nsgf.phases import make_phases
-from repro import cli, config
+from repro import cli, config, run_command
 from repro.errors import BadInput
 from repro.run import plan
 from repro.runtime import Runtime
@@ -76,7 +76,7 @@ def plant_first_match_only(monkeypatch):
 
 def plant_phases_by_name(monkeypatch):
     """The command knows two phases by name."""
-    real = cli.plan
+    real = run_command.plan
 
     def named(project, experiment, overrides):
         return real(
@@ -85,7 +85,7 @@ def plant_phases_by_name(monkeypatch):
             [o.replace("*", name) for o in overrides for name in ("velocity_field", "straight_flow")],
         )
 
-    monkeypatch.setattr(cli, "plan", named)
+    monkeypatch.setattr(run_command, "plan", named)
 
 
 def plant_changes_not_listed(monkeypatch):

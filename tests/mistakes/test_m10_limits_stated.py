@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro import cli, runinfo
+from repro import arguments, cli, runinfo
 from repro.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
@@ -57,15 +57,15 @@ def check_record(monkeypatch):
 
 def plant_silent_fallback(monkeypatch):
     """What is not there becomes the CPU."""
-    real = cli._device
+    real = arguments.device
 
     def device(name, world):
         try:
             return real(name, world)
-        except cli.BadInput:
+        except arguments.BadInput:
             return torch.device("cpu")
 
-    monkeypatch.setattr(cli, "_device", device)
+    monkeypatch.setattr(arguments, "device", device)
 
 
 def plant_first_gpu_named(monkeypatch):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import repro
 from repro.config import RunConfig
 from repro.errors import BadInput
-from repro.phases import Phase
+from repro.phases import Phase, Work
 from repro.runtime import Runtime
 
 
@@ -29,6 +29,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """One library call as a method makes it.
+
+    `library` is the name of its distribution, whose version is reported; `shapes` says in words what it is called with. `call`
+    makes inputs of the experiment's shapes, calls the library and returns nothing; it raises, by `assert` or by itself, when the
+    answer is not the one that was constructed.
+    """
+
+    name: str
+    library: str
+    shapes: str
+    call: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Method:
     """A method: its typed configuration, its phases in order, its evaluation, and what it adds to the report.
 
@@ -37,6 +52,13 @@ class Method:
     evaluate: (configuration, finished networks by phase, seed, runtime) -> metrics; a claim of the spec names its
     metric by the same dotted name. One process calls it, also where several trained.
     report_sections: (judgements, records, runs folder, report folder) -> Markdown; draws figures into the report folder.
+
+    The rest is what the commands before a run go by, and may be left out:
+
+    probes: (configuration, runtime) -> the library calls of an experiment, with its shapes (`repro probe`).
+    tiny: overrides that make any experiment a run of seconds; one that matches nothing in an experiment is passed over there
+    (`repro preflight`).
+    evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device (`repro memory`).
     """
 
     name: str
@@ -44,6 +66,11 @@ class Method:
     phases: Callable[[Any, Runtime], Sequence[Phase]]
     evaluate: Callable[[Any, Mapping[str, nn.Module], int, Runtime], Evaluation]
     report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str]
+    probes: Callable[[Any, Runtime], Sequence[Probe]] = lambda config, runtime: ()
+    tiny: Sequence[str] = ()
+    evaluation_work: Callable[[Any, Mapping[str, nn.Module], Runtime], Sequence[Work]] = (
+        lambda config, models, runtime: ()
+    )
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,18 @@ from repro.randomness import generator, seed_global_generators
 from repro.runtime import Runtime
 from repro.step import PLAIN, StepOptions, Stepper, arithmetic
 from repro.termination import deferred_termination
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done on the device beside the optimiser steps: calling `run` does it once, a run does it `times` times.
+
+    `run` makes all its tensors itself, on the CPU, with any values: it is called on fake tensors too, where no value can be read.
+    """
+
+    name: str
+    run: Callable[[], object]
+    times: int
 
 
 class Phase(ABC):
@@ -73,6 +86,24 @@ class Phase(ABC):
 
     def release(self) -> None:
         """Drops what `prepare` built, so that the next phase starts with the memory free."""
+
+    def rehearse(self, earlier: Mapping[str, nn.Module]) -> Mapping[str, Tensor]:
+        """Brings the phase as far as `loss` needs it and returns a minibatch of the right shapes, with any values.
+
+        `repro memory` calls it on fake tensors, where no value can be read. A phase that needs data, or builds for more
+        than a second, overrides `prepare`'s part of this; `repro preflight` holds the shapes against a real minibatch.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            self.prepare(0, Path(scratch), earlier)
+            return self.minibatch(0, generator(0, self.name, "rehearsal"))
+
+    def work(self) -> Sequence[Work]:
+        """What the phase does on the device outside its steps, such as building a pool."""
+        return []
+
+    def storage(self) -> Mapping[str, int]:
+        """Bytes that the phase keeps on the host, in memory or on the disk, by name."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,14 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, folder of data sets, where pools are kept, and this process among the others."""
+    """Device, folder of data sets, where pools are kept, and this process among the others.
+
+    `stand_in_data`: a method reads no data set and takes a few random examples of the same shape, range and type in its
+    place. `repro preflight` sets it where data is not to be had; no run ever does.
+    """
 
     device: torch.device
     data_root: Path = Path("data")
     pool_storage: PoolStorage = "auto"
     world: World = field(default_factory=World)
+    stand_in_data: bool = False

@@ -58,6 +58,7 @@ class Claim(Section):
     reported: float
     floor: str | None
     tolerance: str
+    quote: str | None = None
 
     @model_validator(mode="after")
     def _relative_to_something(self):
@@ -66,10 +67,18 @@ class Claim(Section):
         return self
 
 
+ITEMS = (
+    "loss", "architecture", "optimiser", "batch size", "iterations", "preprocessing", "evaluation protocol",
+    "hyper-parameters", "pseudo-code", "hardware", "training time",
+)  # fmt: skip
+"""The extraction checklist: what a reader must have looked for in the paper before any code."""
+
+
 class Setting(Section):
     """A value that shapes a result: where it comes from and, if the paper leaves it open, what else it could be.
 
-    `key` is its place in the configurations of `experiments` (both may hold `*`); None for what no field holds.
+    `key` is its place in the configurations of `experiments` (both may hold `*`); None for what no field holds. `item` is the
+    item of the extraction checklist that it answers, `quote` the words of the source that say it.
     """
 
     name: str
@@ -80,6 +89,36 @@ class Setting(Section):
     where: str = Field(min_length=3)
     alternatives: list[str]
     why: str
+    item: Literal[ITEMS] | None = None
+    quote: str | None = None
+
+
+class Budget(Section):
+    """What the reproduction may cost: the device it is planned for, its hours in all, and how long one session lasts."""
+
+    device: str
+    hours: PositiveFloat
+    session_hours: PositiveFloat
+
+
+class Simplification(Section):
+    """Where less is done than the paper does, and which way that probably moves a result."""
+
+    what: str
+    why: str
+    effect: str
+
+
+class Gap(Section):
+    """What probably keeps the claims that `claims` matches (it may hold `*`) from the paper's value, written after the runs.
+
+    `evidence` is what speaks for it so far, `ablation` the run that would tell.
+    """
+
+    claims: str
+    cause: str
+    evidence: str
+    ablation: str
 
 
 class Deviation(Section):
@@ -106,6 +145,9 @@ class Spec(Section):
     settings: list[Setting]
     deviations: list[Deviation]
     not_attempted: list[NotAttempted]
+    budget: Budget | None = None
+    simplifications: list[Simplification] = []
+    gaps: list[Gap] = []
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -164,5 +206,7 @@ def claim_hashes(spec: Spec, experiment: str) -> dict[str, str]:
 
 
 def claim_hash(spec: Spec, claim: Claim) -> str:
-    """A hash of a claim with its tolerance."""
-    return digest([claim.model_dump(mode="json"), spec.tolerances[claim.tolerance].model_dump(mode="json")])
+    """A hash of a claim with its tolerance. The quote is left out: it is evidence, and changes no verdict."""
+    return digest(
+        [claim.model_dump(mode="json", exclude={"quote"}), spec.tolerances[claim.tolerance].model_dump(mode="json")]
+    )
