@@ -11,7 +11,7 @@ import yaml
 from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, write_yaml
 
-from repro.cli import main
+from repro.cli import COMMANDS, main
 from repro.config import RunConfig, Section
 from repro.errors import BadInput
 from repro.method import find_project
@@ -35,6 +35,22 @@ def refused(project, capsys, *arguments):
     (line,) = output.err.strip().splitlines()
     assert line.startswith("repro: ")
     return line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    told = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"example: repro {command}" in told and "--json" in told
+
+
+def test_help_and_misspelt_commands_do_not_wait_for_pytorch():
+    look = "import sys; from repro.cli import main\ntry: main({})\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    for arguments, code in ((["--help"], 0), (["chekc"], 2)):
+        done = subprocess.run([sys.executable, "-c", look.format(arguments)], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == f"{code} False", done.stderr
 
 
 def test_list_shows_experiments_and_phases(project, capsys):

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = _parser(arguments[0] if arguments else None).parse_args(arguments)
+        options = parser(arguments[0] if arguments else None).parse_args(arguments)
         with termination():
             return options.command(options)
     except BadInput as error:
@@ -61,17 +61,17 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_TERMINATED
 
 
-def _parser(asked: str | None) -> _Parser:
-    """The parser of all commands, with the options of the one that is asked for. The module's docstring opens its help."""
-    parser = _Parser(prog="repro", description="Reproduce a paper: run its experiments, judge its claims.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+def parser(asked: str | None) -> _Parser:
+    """The parser of all commands, with the options of the one that is asked for."""
+    whole = _Parser(prog="repro", description="Reproduce a paper: run its experiments, judge its claims.")
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (module, purpose) in COMMANDS.items():
         one = commands.add_parser(name, help=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == asked:
             found = import_module(module)
             found.add_arguments(one)
             one.set_defaults(command=found.command)
-    return parser
+    return whole
 
 
 class _Parser(argparse.ArgumentParser):
