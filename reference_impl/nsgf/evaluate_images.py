@@ -46,7 +46,10 @@ def evaluate(config: ImageConfig, models: Mapping[str, nn.Module], seed: int, ru
     read beside those of the test images. Raises RunFailed when a sample is not finite.
     """
     protocol, device = config.evaluation, runtime.device
-    sets = {split: images.load(config.data.set, split, runtime.data_root) for split in ("train", "test")}
+    sets = {
+        split: images.load(config.data.set, split, runtime.data_root, stand_in=runtime.stand_in_data)
+        for split in ("train", "test")
+    }
     train, test, white = sets["train"], sets["test"], sets["test"].white
     x_0 = torch.randn(protocol.samples, *test.pixels.shape[1:], generator=generator(seed, "evaluate", "source"))
     methods, t_handover = generate(config, models, x_0, white, device)
@@ -217,8 +220,8 @@ def _in_inception(
     config: ImageConfig, judged: Mapping[str, Tensor], reference: ImageSet, runtime: Runtime
 ) -> dict[str, float]:
     """FID and Inception score by torch-fidelity; nothing, and a line that says why, where its weights are not to be had."""
-    weights = inception.find_weights(runtime.data_root)
-    if weights is None:
+    weights = None if runtime.stand_in_data else inception.find_weights(runtime.data_root)
+    if weights is None and not runtime.stand_in_data:
         print(f"FID and IS are not measured: {inception.missing(runtime.data_root)}", file=sys.stderr)
         return {}
 

@@ -19,12 +19,15 @@ pykeops.set_verbose(False)  # KeOps reports each compilation on stdout, which be
 BACKENDS = ("tensorized", "online")
 
 
-def velocity(x: Tensor, y: Tensor, *, blur: float, scaling: float, backend: str) -> Tensor:
+def velocity(
+    x: Tensor, y: Tensor, *, blur: float, scaling: float, backend: str, diameter: float | None = None
+) -> Tensor:
     """Velocity v (n, d) at the particles x (n, d) towards the targets y (m, d); particles move by dx/dt = +v.
 
     x, y: float32 or float64, one dtype and device; images flattened (GeomLoss reads (n, h, w) as a batch of n
     clouds, without a word). backend: "tensorized" (n x m matrices) or "online" (KeOps: no matrices, compiles
-    once per dtype and dimension, and rounds 1 / eps to float32 even for float64 points).
+    once per dtype and dimension, and rounds 1 / eps to float32 even for float64 points). diameter: where the
+    annealing starts; None measures it, which tensors without values do not allow.
     Raises ValueError for other shapes, dtypes or backends and for particles that all coincide, RuntimeError
     for "online" without a C++ compiler.
     """
@@ -33,9 +36,10 @@ def velocity(x: Tensor, y: Tensor, *, blur: float, scaling: float, backend: str)
         raise ValueError(f"backend is {backend!r}, expected one of {BACKENDS}")
     if backend == "online" and compiler() is None:
         raise RuntimeError('backend "online" compiles at first use: install g++ or set CXX to a C++ compiler')
-    if bounding_diameter(x, x) == 0:
+    if diameter is None and bounding_diameter(x, x) == 0:
         raise ValueError("all particles coincide: GeomLoss cannot anneal from diameter 0; nsgf.sinkhorn can")
-    loss = SamplesLoss("sinkhorn", p=2, blur=blur, scaling=scaling, debias=False, potentials=True, backend=backend)
+    settings = {"p": 2, "blur": blur, "scaling": scaling, "diameter": diameter}
+    loss = SamplesLoss("sinkhorn", **settings, debias=False, potentials=True, backend=backend)
     # GeomLoss leaves gradients switched on; the context gives the caller's setting back.
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         particles = x.detach().requires_grad_()

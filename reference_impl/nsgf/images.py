@@ -15,9 +15,11 @@ from torch import Tensor
 
 from nsgf.torchvision_cpu import import_torchvision
 from repro.errors import BadInput
+from repro.randomness import generator
 
 Split = Literal["train", "test"]
 DIGITS_TEST_EVERY = 6
+CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ def require(name: str, data_root: Path) -> None:
             raise BadInput(f"--data-root: found no {data_root / needed}, expected the data set {name} there")
 
 
-def load(name: str, split: Split, data_root: Path) -> ImageSet:
-    """One split of a set. Raises BadInput when its files are missing or damaged."""
+def load(name: str, split: Split, data_root: Path, *, stand_in: bool = False) -> ImageSet:
+    """One split of a set. Raises BadInput when its files are missing or damaged. With `stand_in` no file is read: see `stand_in_set`."""
+    if stand_in and SOURCES[name].needs:
+        return stand_in_set(name, split)
     require(name, data_root)
     source = SOURCES[name]
     try:
@@ -89,6 +93,13 @@ def load(name: str, split: Split, data_root: Path) -> ImageSet:
             f"expected as many of both and images {expected} in the {split} split of {name}"
         )
     return stored
+
+
+def stand_in_set(name: str, split: Split) -> ImageSet:
+    """A few images of noise in the set's shape and type, two of each class, for where the set is not to be had."""
+    stream, count = generator("stand-in data", name, split), 2 * CLASSES
+    pixels = torch.randint(0, 256, (count, *SOURCES[name].shape), generator=stream, dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(count) % CLASSES, white=255)
 
 
 def _digits(data_root: Path, split: Split) -> ImageSet:

@@ -47,6 +47,8 @@ class ImageLaws(Laws):
     name: str
     flip: bool
     data_root: Path
+    stand_in: bool = False
+    """Draw from a few images of noise instead: `images.stand_in_set`."""
     _stored: images.ImageSet | None = field(default=None, repr=False)
 
     @property
@@ -60,11 +62,12 @@ class ImageLaws(Laws):
     def draw_labelled(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n images and their labels."""
         if self._stored is None:
-            self._stored = images.load(self.name, "train", self.data_root)
+            self._stored = images.load(self.name, "train", self.data_root, stand_in=self.stand_in)
         return self._stored.draw(n, generator, self.flip)
 
     def check(self) -> None:
-        images.require(self.name, self.data_root)
+        if not self.stand_in:
+            images.require(self.name, self.data_root)
 
     def release(self) -> None:
         self._stored = None

@@ -25,9 +25,14 @@ def transport_distances(x: Tensor, y: Tensor) -> dict[str, float]:
 
 def sinkhorn_divergence(x: Tensor, y: Tensor, *, blur: float, scaling: float) -> float:
     """GeomLoss' debiased divergence, cost |x - y|^2 / 2: what the authors' 2-D evaluators print as "W2"."""
-    loss = SamplesLoss("sinkhorn", p=2, blur=blur, scaling=scaling, backend="tensorized")
+    return float(divergence_tensor(x, y, blur=blur, scaling=scaling))
+
+
+def divergence_tensor(x: Tensor, y: Tensor, *, blur: float, scaling: float, diameter: float | None = None) -> Tensor:
+    """The same, (), without waiting for the device when `diameter` is given: where the annealing starts, else measured."""
+    loss = SamplesLoss("sinkhorn", p=2, blur=blur, scaling=scaling, diameter=diameter, backend="tensorized")
     with torch.no_grad():
-        return float(loss(x, y))
+        return loss(x, y)
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:

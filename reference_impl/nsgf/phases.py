@@ -6,6 +6,7 @@ Phases 2 and 3 train on independent source and target points, never on the outpu
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -22,7 +23,7 @@ from nsgf.laws import ImageLaws, Laws, PointLaws
 from nsgf.networks import ImageClassifier, TimeMLP, TimePredictorCNN, TimePredictorMLP
 from nsgf.unet import UNet
 from repro.errors import BadInput
-from repro.phases import Phase
+from repro.phases import Phase, Work
 from repro.pool import DISK_SHARE, MEMORY_SHARE, Placement, Pool, free, gib, make_file, place, publish, width
 from repro.progress import progress
 from repro.randomness import generator
@@ -50,7 +51,7 @@ def make_phases(config: settings.PointConfig | settings.ImageConfig, runtime: Ru
 
 
 def _image_phases(config: settings.ImageConfig, runtime: Runtime) -> list[Phase]:
-    laws, phases = ImageLaws(config.data.set, config.data.flip, runtime.data_root), config.phases
+    laws, phases = ImageLaws(config.data.set, config.data.flip, runtime.data_root, runtime.stand_in_data), config.phases
     return [
         VelocityField("velocity_field", phases.velocity_field, laws, config.sinkhorn, runtime),
         StraightFlow("straight_flow", phases.straight_flow, laws, runtime),
@@ -90,6 +91,10 @@ class NSGFPhase(Phase):
         self.laws.check()
         self.runtime.world.require_shares(self.config.batch_size, self.name)
         return []
+
+    def rehearse(self, earlier: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        n = self.config.batch_size
+        return {"x_0": torch.zeros(n, *self.laws.shape), "y": torch.zeros(n, *self.laws.shape), "t": torch.zeros(n)}
 
     def release(self) -> None:
         self.laws.release()
@@ -234,6 +239,31 @@ class VelocityField(NSGFPhase):
                 "t": torch.full((size.batch_size,), state.t),
             }
 
+    def rehearse(self, earlier: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        minibatch = super().rehearse(earlier)
+        return {"x_t": minibatch["x_0"], "v_t": minibatch["y"], "t": minibatch["t"]}
+
+    def work(self) -> list[Work]:
+        size, flow = self.config.pool, self.config.flow
+        if getattr(self.velocity, "keywords", {}).get("backend") == "online":
+            return []  # KeOps compiles kernels of its own, which no tracker of operations sees
+        shape = (size.batch_size, math.prod(self.laws.shape))
+        # The annealing starts at the diameter of the points, a value. That of noise bounds images too: they lie in [-1, 1].
+        stream = generator(0, self.name, "rehearsal")
+        from_data = isinstance(self.laws, ImageLaws)
+        points = [torch.randn(shape, generator=stream)] * 2 if from_data else self.laws.draw(shape[0], stream)
+        velocity = partial(self.velocity, diameter=sinkhorn.bounding_diameter(*points))
+
+        def run() -> None:
+            x_0, y = torch.zeros(shape), torch.zeros(shape)
+            for _ in euler_flow(x_0, y, velocity, steps=1, step_size=flow.step_size):
+                pass
+
+        return [Work(f"pool: a Sinkhorn velocity of {shape[0]} particles", run, size.batches * flow.steps)]
+
+    def storage(self) -> dict[str, int]:
+        return {"pool": self.capacity * width(self.columns) * self.precision.itemsize}
+
     def renew(self, step: int) -> None:
         """Brings a pool with resident batches to where it is at `step`: a function of the step alone, so that a resumed run has the same."""
         last = max(1, self.iterations - 1)  # the step at which the last minibatch enters
@@ -268,6 +298,10 @@ class StraightFlow(NSGFPhase):
     """
 
     config: settings.PointStraightFlow | settings.ImageStraightFlow
+
+    @property
+    def minibatch_defines(self) -> str:
+        return "which pairs are matched" if self.config.coupling == "optimal_transport" else ""
 
     def minibatch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         x_0, y = self.laws.draw(self.config.batch_size, generator)
@@ -329,8 +363,15 @@ class FeatureClassifier(NSGFPhase):
         x, label = self.laws.draw_labelled(self.config.batch_size, generator)
         return {"x": x, "label": label}
 
+    def rehearse(self, earlier: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        n = self.config.batch_size
+        return {"x": torch.zeros(n, *self.laws.shape), "label": torch.zeros(n, dtype=torch.long)}
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(model(batch["x"]).float(), batch["label"])
+
+    def expected_initial_loss(self) -> float:
+        return math.log(10)
 
 
 def make_velocity_network(network: settings.MLP | settings.UNet, shape: tuple[int, ...]) -> nn.Module:

@@ -61,11 +61,15 @@ def refine(model: nn.Module, x: Tensor, t: Tensor, *, step_size: float) -> tuple
     size = (1 - t) / steps.clamp(min=1)
     x = x.clone()
     for k in range(int(steps.max())):
-        moving = steps > k
-        t_k = t[moving] + k * size[moving]
-        weight = size[moving].view(-1, *[1] * (x.ndim - 1))
-        x[moving] += weight * model(x[moving], t_k)
+        refine_step(model, x, t, size, k, moving=steps > k)
     return x, steps
+
+
+def refine_step(model: nn.Module, x: Tensor, t: Tensor, size: Tensor, k: int, *, moving: Tensor) -> None:
+    """Step k of `refine`, in place, of the samples that `moving` names, by a mask or by their numbers."""
+    t_k = t[moving] + k * size[moving]
+    weight = size[moving].view(-1, *[1] * (x.ndim - 1))
+    x[moving] += weight * model(x[moving], t_k)
 
 
 def nsgf_plus_plus(

@@ -236,7 +236,7 @@ def _balanced_half_squares(x: Tensor, y: Tensor) -> Tensor:
 
 def _row_blocks(matrix: Tensor) -> list[slice]:
     n, m = matrix.shape
-    size = max(1, BLOCK_BYTES // (m * matrix.element_size())) if matrix.device.type == "cpu" else n
+    size = max(1, BLOCK_BYTES // (m * matrix.element_size())) if _is_eager_cpu(matrix) else n
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
@@ -245,4 +245,4 @@ def _has_values(x: Tensor) -> bool:
 
 
 def _is_eager_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and _has_values(x)
+    return x.device.type == "cpu" and _has_values(x)  # without values it stands for a tensor of a GPU

@@ -276,7 +276,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_sam
     ("functions", "failed", "message"),
     [
         ([quick, failing_at_step_7], 1, "MemoryError: no room for step 7"),
-        ([without_room_for_a_state, quick], 0, "OSError: [Errno 28] No space left on device"),
+        ([without_room_for_a_state, quick], 0, "No space left on device): found "),
     ],
     ids=["in a step", "in saving"],
 )

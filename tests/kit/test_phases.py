@@ -97,7 +97,7 @@ def test_a_finished_model_is_frozen_and_in_eval_mode(config, tmp_path):
 
 def test_a_state_of_another_configuration_is_refused(config, tmp_path):
     train(config, tmp_path)
-    with pytest.raises(BadInput, match="found a state of configuration .* expected"):
+    with pytest.raises(BadInput, match="seed: found a state of 1, expected 2; resume with"):
         train(config, tmp_path, identity={"seed": 2})
 
 

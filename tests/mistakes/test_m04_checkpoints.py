@@ -277,7 +277,8 @@ def plant_losses_lost(monkeypatch):
 
 
 def plant_written_in_place(monkeypatch):
-    """The new state is written over the old one."""
+    """The new state is written over the old one, and no other is kept."""
+    monkeypatch.setattr(checkpoint, "previous", lambda path: path)
     real = checkpoint.Path.with_name
     monkeypatch.setattr(
         checkpoint.Path, "with_name", lambda self, name: self if name.endswith(".partial") else real(self, name)

@@ -1,4 +1,4 @@
-"""Checkpoints of tensors and plain values in one safetensors file, written atomically, never unpickled.
+"""Checkpoints of tensors and plain values in one safetensors file: written atomically, checksummed, never unpickled.
 
 `torch.load` runs a pickle machine even with `weights_only=True`; safetensors is a table of bytes with a JSON
 header. The nested state of a model and an optimiser becomes named tensors plus a JSON description.
@@ -6,53 +6,162 @@ header. The nested state of a model and an optimiser becomes named tensors plus 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from repro.errors import BadInput
+from repro.errors import BadInput, RunFailed
 
-FORMAT = "repro-checkpoint-1"
+FORMAT = "repro-checkpoint-2"
+HEADER = {"format", "tree", "sha256"}
+
+
+class Damaged(BadInput):
+    """A file that is no sound checkpoint of this format: cut short, changed on the disk, or never one."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes `state`: nested dicts, lists and tuples of tensors, numbers, text, booleans and None.
 
-    The file at `path` is the old one or the new one at every moment, also across a power cut.
-    Raises TypeError for any other kind of value.
+    A file that was at `path` before is kept as `previous(path)`. At every moment one of the two is whole, also across a
+    power cut. Raises TypeError for any other kind of value, and RunFailed when the disk refuses; both leave what was
+    there as it was.
     """
     tensors: dict[str, Tensor] = {}
-    header = {"format": FORMAT, "tree": json.dumps(_pack(state, "state", tensors))}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    tree = json.dumps(_pack(state, "state", tensors))
+    header = {"format": FORMAT, "tree": tree, "sha256": _checksum(tree, tensors)}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
-    flush(partial)
-    os.replace(partial, path)
-    flush(path.parent)
+    with writing(path, needed=len(tree) + sum(tensor.nbytes for tensor in tensors.values())):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata=header)
+            flush(partial)
+            if path.exists():
+                os.replace(path, previous(path))
+            os.replace(partial, path)
+            flush(path.parent)
+        except Exception:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in `path`, its tensors on the CPU. Raises BadInput when the file is damaged or not ours."""
+    """The state in `path`, its tensors on the CPU.
+
+    Raises Damaged, one line, for anything but the bytes that `save` wrote: the checksum covers every value, name,
+    shape and dtype.
+    """
     try:
+        if not path.is_file():
+            raise Damaged(f"{path}: found no such file, expected a checkpoint")
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise BadInput(f"{path}: found format {header.get('format')!r}, expected {FORMAT!r}")
-            return _unpack(json.loads(header["tree"]), file)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: found no such file, expected a checkpoint") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise BadInput(f"{path}: no sound checkpoint: {error}") from None
+                raise Damaged(
+                    f"{path}: no sound checkpoint: found format {header.get('format')!r}, expected {FORMAT!r}"
+                )
+            if set(header) != HEADER:
+                raise ValueError(f"found the header {', '.join(sorted(header))}, expected {', '.join(sorted(HEADER))}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        if _checksum(header["tree"], tensors) != header["sha256"]:
+            raise ValueError("found other contents than its checksum says")
+        state = _unpack(json.loads(header["tree"]), tensors)
+        if tensors:
+            raise ValueError(f"found {len(tensors)} tensors that nothing refers to, expected none")
+        if not isinstance(state, dict):
+            raise ValueError(f"found {type(state).__name__}, expected a dict")
+        return state
+    except Damaged:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file makes its readers raise
+        raise Damaged(f"{path}: no sound checkpoint: {_line(error)}") from None
+
+
+def previous(path: Path) -> Path:
+    """Where the file is kept that was at `path` before the one that is there."""
+    return path.with_stem(path.stem + ".previous")
+
+
+def newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
+    """The newest sound state of `path` and `previous(path)`; None when neither exists.
+
+    Beside it what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none is sound.
+    """
+    problems = []
+    for candidate in (path, previous(path)):
+        if os.path.lexists(candidate):
+            try:
+                return load(candidate), problems[0] if problems else None
+            except Damaged as error:
+                problems.append(str(error))
+    if problems:
+        raise Damaged("; ".join(problems))
+    return None
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what killed saves left in `folder`, which must be of one run: our partial files and those of safetensors."""
+    for pattern in ("*.safetensors.partial", ".tmp*"):
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Within this block what a disk refuses raises RunFailed: one line with the path, the bytes `needed`, the free ones."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        wanted = "" if needed is None else f", expected room for {needed:,} bytes"
+        raise RunFailed(
+            f"{path}: cannot be written ({_line(error)}): found {_free(path)} bytes free{wanted}; what was saved before is kept, "
+            "go on with the same command and --resume"
+        ) from None
+
+
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path.parent).free:,}"
+    except OSError:
+        return "no"
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one short line. safetensors has no error class of its own for the disk: only the text tells."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    if found := re.search(r"\(os error (\d+)\)", text):
+        return os.strerror(int(found[1]))
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _checksum(tree: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the description and of every tensor's name, dtype, shape and bytes."""
+    total = hashlib.sha256(tree.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"\n{name!r} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """JSON for `value`; its tensors go into `tensors` under their path. JSON keeps only text keys, so dicts become pairs."""
     if isinstance(value, Tensor):
+        while name in tensors:  # {"a.b": x, "a": {"b": y}} and {0: x, "0": y} give one path twice
+            name += "'"
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):
@@ -69,17 +178,18 @@ def _plain(value: Any, name: str) -> Any:
     raise TypeError(f"checkpoint {name}: found {type(value).__name__}, expected tensors and plain values only")
 
 
-def _unpack(node: dict, file) -> Any:
+def _unpack(node: dict, tensors: dict[str, Tensor]) -> Any:
+    """The value of `node`. Takes its tensors out of `tensors`: each belongs to one place."""
     ((kind, content),) = node.items()
     if kind == "tensor":
-        return file.get_tensor(content)
+        return tensors.pop(content)
     if kind == "dict":
-        return {key: _unpack(item, file) for key, item in content}
+        return {key: _unpack(item, tensors) for key, item in content}
     if kind in ("list", "tuple"):
-        items = [_unpack(item, file) for item in content]
+        items = [_unpack(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)
     if kind == "value":
-        return content
+        return _plain(content, "value")
     raise ValueError(f"unknown kind {kind!r}")
 
 

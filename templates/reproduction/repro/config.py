@@ -140,6 +140,12 @@ def load(model: type[AnySection], path: Path, overrides: list[str] = ()) -> tupl
     return config, changes
 
 
+def matches(config: Section, override: str) -> bool:
+    """Whether an override ("pattern=value") names a field of the configuration."""
+    pattern = override.partition("=")[0].split(".")
+    return any(True for _ in _places(config.model_dump(mode="json"), pattern, ""))
+
+
 def digest(data: Any) -> str:
     """A short hash of plain data or a Section: equal content, equal hash."""
     if isinstance(data, BaseModel):

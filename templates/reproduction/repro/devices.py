@@ -60,7 +60,7 @@ def find(name: str) -> Device:
         if asked in {_key(one) for one in (device.name, *device.aliases)}:
             return device
     known = {device.name: _key(device.name) for device in DEVICES}
-    inside = [one for one, key in known.items() if asked and (asked in key or key in asked)]
+    inside = [one for one, key in known.items() if len(asked) > 1 and asked in key]
     near = get_close_matches(asked, known.values(), n=3, cutoff=0.5)
     close = inside or [one for one, key in known.items() if key in near]
     raise BadInput(

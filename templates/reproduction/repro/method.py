@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import repro
-from repro.config import RunConfig
+from repro.config import RunConfig, matches
 from repro.errors import BadInput
 from repro.phases import Phase, Work
 from repro.runtime import Runtime
@@ -56,9 +56,10 @@ class Method:
     The rest is what the commands before a run go by, and may be left out:
 
     probes: (configuration, runtime) -> the library calls of an experiment, with its shapes (`repro probe`).
-    tiny: overrides that make any experiment a run of seconds; one that matches nothing in an experiment is passed over there
-    (`repro preflight`).
-    evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device (`repro memory`).
+    tiny: overrides that make an experiment a run of seconds, or such overrides for each pattern of names, of which the first
+    that matches counts; one that matches nothing in an experiment is passed over there (`repro preflight`).
+    evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device (`repro memory`). Only
+    the networks are made of fake tensors when it is called; each `run` is called on fake tensors, without gradients.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Method:
     evaluate: Callable[[Any, Mapping[str, nn.Module], int, Runtime], Evaluation]
     report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str]
     probes: Callable[[Any, Runtime], Sequence[Probe]] = lambda config, runtime: ()
-    tiny: Sequence[str] = ()
+    tiny: Sequence[str] | Mapping[str, Sequence[str]] = ()
     evaluation_work: Callable[[Any, Mapping[str, nn.Module], Runtime], Sequence[Work]] = (
         lambda config, models, runtime: ()
     )
@@ -99,6 +100,13 @@ class Project:
         raise BadInput(
             f"{self.root / 'configs'}: found experiment '{experiment}', expected a name like {', '.join(classes)}, for which {self.method.name} has a configuration"
         )
+
+    def tiny(self, experiment: str, config: RunConfig) -> list[str]:
+        """The method's overrides for a run of seconds, those that match a field of the configuration."""
+        chosen = self.method.tiny
+        if isinstance(chosen, Mapping):
+            chosen = next((one for pattern, one in chosen.items() if fnmatchcase(experiment, pattern)), ())
+        return [override for override in chosen if matches(config, override)]
 
     def experiments(self) -> dict[str, Path]:
         """The configuration file of each experiment, by the experiment's name."""

@@ -7,11 +7,14 @@ state of a phase, and a resumed run ends in the same bits as an uninterrupted on
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from repro import checkpoint
-from repro.config import Pace, digest
+from repro.config import Pace, differences
+from repro.distributed import World
 from repro.errors import BadInput, RunFailed, Terminated
 from repro.progress import progress
 from repro.randomness import generator, seed_global_generators
 from repro.runtime import Runtime
 from repro.step import PLAIN, StepOptions, Stepper, arithmetic
 from repro.termination import deferred_termination
+
+RUNNING = "running.safetensors"
+"""The last saved state of a phase that is not finished, in the phase's folder."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Phase(ABC):
     name: str
     iterations: int
     options: StepOptions = PLAIN
+    minibatch_defines: str = ""
+    """What a minibatch of another size would change besides the noise of the gradient, e.g. "which pairs are matched"."""
 
     @abstractmethod
     def make_model(self) -> nn.Module:
@@ -91,19 +100,24 @@ class Phase(ABC):
         """Brings the phase as far as `loss` needs it and returns a minibatch of the right shapes, with any values.
 
         `repro memory` calls it on fake tensors, where no value can be read. A phase that needs data, or builds for more
-        than a second, overrides `prepare`'s part of this; `repro preflight` holds the shapes against a real minibatch.
+        than a second, overrides it; `repro preflight` holds the shapes against a real minibatch. What `prepare` makes here counts
+        as kept on the host.
         """
         with tempfile.TemporaryDirectory() as scratch:
             self.prepare(0, Path(scratch), earlier)
             return self.minibatch(0, generator(0, self.name, "rehearsal"))
 
     def work(self) -> Sequence[Work]:
-        """What the phase does on the device outside its steps, such as building a pool."""
+        """What the phase does on the device outside its steps, such as building a pool. Called before `prepare`, on no fake tensors."""
         return []
 
     def storage(self) -> Mapping[str, int]:
         """Bytes that the phase keeps on the host, in memory or on the disk, by name."""
         return {}
+
+    def expected_initial_loss(self) -> float | None:
+        """What theory says of the loss before the first step, such as ln k for k classes; `repro diagnose` holds it against it."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -130,23 +144,27 @@ def run_phase(
     """Runs `phase` to its end, from the newest state in `folder` if there is one.
 
     `identity` is what must not change between start and resume (the resolved configuration); a state of another
-    identity is refused with BadInput. Raises RunFailed when the loss stops being finite, Terminated after the state
-    was saved because of a SIGTERM.
+    identity is refused with BadInput that names the differences. A damaged newest state is passed over for the one
+    before it, with a warning; checkpoint.Damaged when there is no sound one. Raises RunFailed when the loss stops being
+    finite or the disk is full, Terminated after the state was saved because of a SIGTERM.
     """
-    finished = folder / "model.safetensors"
+    finished, identity = folder / "model.safetensors", {"phase": phase.name, **identity}
     if not finished.exists():
         # A function of its own, so that model, optimiser and graph are gone before the result is loaded.
         _train(phase, folder, finished, identity, seed, runtime, pace, earlier)
         phase.release()
     runtime.world.barrier()
-    # Here and not after training: a kill between the last save and these lines must not leave a pool behind.
-    if runtime.world.first:
-        for state in folder.glob("running.safetensors*"):
-            state.unlink()
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
-    return _load_finished(phase, finished, identity, runtime.device)
+    result = _load_finished(phase, finished, identity, runtime.device)
+    # Here and not after training: a kill between the last save and these lines must not leave a pool behind. And not
+    # before the result was found sound: until then the running states are all there is.
+    if runtime.world.first:
+        for state in folder.glob("running.*"):
+            state.unlink()
+        checkpoint.sweep(folder)
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+    return result
 
 
 def _train(
@@ -160,19 +178,25 @@ def _train(
     earlier: Mapping[str, nn.Module],
 ) -> None:
     device, world = runtime.device, runtime.world
-    running, scratch = folder / "running.safetensors", folder / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
+    running, scratch = folder / RUNNING, folder / "scratch"
     _start_peak_memory(device)
     seed_global_generators(seed, phase.name, "initialise")
     model = phase.make_model().to(device)
     stepper = Stepper(model, phase.make_optimiser(model), phase.options, device)
     start, spent_s, curve = 0, 0.0, []
-    if running.exists():
-        state = _matching(checkpoint.load(running), running, identity)
-        model.load_state_dict(state["model"])
-        stepper.load_state_dict(state)
-        start, spent_s, curve = state["steps_done"], state["wall_s"], state["curve"]
-        del state
+    state = _newest_state(running, identity, world)
+    if state is not None:
+        with _fitting(running, phase):
+            start, spent_s, curve = _steps_done(state, range(phase.iterations)), state["wall_s"], state["curve"]
+            model.load_state_dict(state["model"])
+            stepper.load_state_dict(state)
+    del state
+    if world.mean(float(start)) != start:
+        raise RunFailed(f"{running}: process {world.rank} found the state of step {start}, another process another one")
+    with checkpoint.writing(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+    if world.first:
+        checkpoint.sweep(folder)
     log = _Log(folder / "log.jsonl", curve, writes=world.first)
 
     began = time.perf_counter()
@@ -181,7 +205,7 @@ def _train(
 
     def save(path: Path, network: nn.Module, steps_done: int, rest: dict[str, Any]) -> None:
         wall_s = spent_s + time.perf_counter() - began
-        progress_so_far = {"identity": digest(identity), "steps_done": steps_done, "wall_s": wall_s, "curve": log.curve}
+        progress_so_far = {"identity": identity, "steps_done": steps_done, "wall_s": wall_s, "curve": log.curve}
         if world.first:
             checkpoint.save(path, {**progress_so_far, "model": network.state_dict(), **rest})
 
@@ -220,24 +244,61 @@ def _train(
 def _load_finished(phase: Phase, path: Path, identity: dict, device: torch.device) -> PhaseResult:
     state = _matching(checkpoint.load(path), path, identity)
     model = phase.make_model()
-    model.load_state_dict(state["model"])
-    curve = [tuple(point) for point in state["curve"]]
-    return PhaseResult(
-        model.to(device).eval().requires_grad_(False),
-        curve,
-        state["wall_s"],
-        state["prepare_s"],
-        state["peak_device_bytes"],
-    )
+    with _fitting(path, phase):
+        _steps_done(state, [phase.iterations])
+        model.load_state_dict(state["model"])
+        curve = [(step, loss) for step, loss in state["curve"]]
+        cost = state["wall_s"], state["prepare_s"], state["peak_device_bytes"]
+    return PhaseResult(model.to(device).eval().requires_grad_(False), curve, *cost)
+
+
+def _newest_state(running: Path, identity: dict, world: World) -> dict | None:
+    """The newest sound state of a running phase, None before the first. Says when a damaged one was passed over."""
+    found = checkpoint.newest(running)
+    if found is None:
+        return None
+    state, problem = found
+    _matching(state, running, identity)
+    if problem and world.first:
+        # Out of the way, or the next save would put it in the place of the sound one.
+        aside = running.with_stem(running.stem + ".damaged")
+        os.replace(running, aside)
+        kept = f"goes on from the state before it, step {state['steps_done']}; the damaged one is now {aside.name}"
+        print(f"repro: warning: {problem}; {kept}", file=sys.stderr)
+    return state
 
 
 def _matching(state: dict, path: Path, identity: dict) -> dict:
-    if state["identity"] != digest(identity):
+    changes = differences(state.get("identity", {}), identity)
+    if changes:
+        advice = "resume with the configuration that the state was saved with, or start another run folder"
         raise BadInput(
-            f"{path}: found a state of configuration {state['identity']}, expected {digest(identity)}; "
-            "resume with the configuration the run began with, or start another run folder"
+            *(
+                f"{path}: {change.key}: found a state of {change.before!r}, expected {change.after!r}; {advice}"
+                for change in changes
+            )
         )
     return state
+
+
+@contextmanager
+def _fitting(path: Path, phase: Phase) -> Iterator[None]:
+    """Within this block what a sound state of other code, or a file in another's place, cannot give raises BadInput."""
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        why = " ".join(f"no {error}".split() if isinstance(error, KeyError) else str(error).split())
+        raise BadInput(
+            f"{path}: found a state that does not fit phase {phase.name} as the code is now: "
+            f"{why if len(why) <= 300 else why[:297] + '...'}"
+        ) from None
+
+
+def _steps_done(state: dict, allowed: Sequence[int]) -> int:
+    steps = state["steps_done"]
+    if type(steps) is not int or steps not in allowed:
+        raise ValueError(f"found {steps!r} steps done, expected {allowed[0]} to {allowed[-1]}")
+    return steps
 
 
 def _finite(value: float, phase: Phase, steps_done: int) -> float:
@@ -255,12 +316,13 @@ class _Log:
     def __init__(self, path: Path, curve: list[tuple[int, float]], writes: bool):
         self._path, self._writes, self.curve = path, writes, curve
         if writes:
-            path.write_text("".join(self._line(*point) for point in curve))
+            with checkpoint.writing(path):
+                path.write_text("".join(self._line(*point) for point in curve))
 
     def write(self, step: int, loss: float) -> None:
         self.curve.append((step, loss))
         if self._writes:
-            with self._path.open("a") as file:
+            with checkpoint.writing(self._path), self._path.open("a") as file:
                 file.write(self._line(step, loss))
 
     @staticmethod

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import nn
 
-from repro.checkpoint import flush
+from repro.checkpoint import Damaged, flush, previous, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import EXIT_OK, BadInput, Terminated
-from repro.method import Project
-from repro.phases import Phase, PhaseResult, run_phase
+from repro.method import Evaluation, Project
+from repro.phases import RUNNING, Phase, PhaseResult, run_phase
 from repro.progress import progress
 from repro.randomness import seed_global_generators
 from repro.runinfo import describe, peak_host_bytes
@@ -101,15 +102,18 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
     with deterministic(runtime.device), arithmetic("float32"):
         results: dict[str, PhaseResult] = {}
         for number, phase in enumerate(phases, start=1):
-            results[phase.name] = run_phase(
-                phase,
-                folder=_phase_folder(folder, number, phase),
-                identity=_identity(plan, seed),
-                seed=seed,
-                runtime=runtime,
-                pace=plan.config.pace,
-                earlier={name: result.model for name, result in results.items()},
-            )
+            try:
+                results[phase.name] = run_phase(
+                    phase,
+                    folder=_phase_folder(folder, number, phase),
+                    identity=_identity(plan, seed),
+                    seed=seed,
+                    runtime=runtime,
+                    pace=plan.config.pace,
+                    earlier={name: result.model for name, result in results.items()},
+                )
+            except Damaged as error:
+                raise BadInput(f"{error}; start phase {number} over with --resume-phase {number}") from None
         if world.first:
             _evaluate(plan, seed, folder, runtime, results, info)
     return folder
@@ -118,18 +122,10 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
 def _evaluate(
     plan: Plan, seed: int, folder: Path, runtime: Runtime, results: dict[str, PhaseResult], info: dict[str, Any]
 ) -> None:
-    began = time.perf_counter()
-    seed_global_generators(seed, "evaluate")
     models = {name: result.model for name, result in results.items()}
-    with torch.no_grad():
-        evaluation = plan.project.method.evaluate(plan.config, models, seed, runtime)
-    evaluation_s = time.perf_counter() - began
-
-    # Clones, because safetensors refuses tensors that share memory, as a path and its last point may.
-    save_file(
-        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in evaluation.tensors.items()},
-        folder / TENSORS,
-    )
+    evaluation, evaluation_s = measure(plan, seed, models, runtime)
+    sweep(folder)
+    save_tensors(folder / TENSORS, evaluation)
     record = {
         "experiment": plan.experiment,
         "seed": seed,
@@ -149,9 +145,53 @@ def _evaluate(
             name: [(step, float(f"{loss:.6g}")) for step, loss in result.curve] for name, result in results.items()
         },
     }
-    _write_text(folder / RECORD, _one_key_per_line(record))
+    write_record(folder / RECORD, record)
     for line in unmeasured(plan, record):
         print(f"repro: warning: {line}", file=sys.stderr)
+
+
+def measure(plan: Plan, seed: int, models: Mapping[str, nn.Module], runtime: Runtime) -> tuple[Evaluation, float]:
+    """What the method's evaluation says of finished networks, and the seconds it took. Writes nothing."""
+    began = time.perf_counter()
+    seed_global_generators(seed, "evaluate")
+    with torch.no_grad():
+        evaluation = plan.project.method.evaluate(plan.config, models, seed, runtime)
+    return evaluation, time.perf_counter() - began
+
+
+def save_tensors(path: Path, evaluation: Evaluation) -> None:
+    """Writes what figures are drawn from."""
+    # Clones, because safetensors refuses tensors that share memory, as a path and its last point may.
+    with writing(path):
+        save_file(
+            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in evaluation.tensors.items()},
+            path,
+        )
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Replaces a record as a whole. One key a line: it stays readable in a diff although it holds curves of hundreds of points."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+    _write_text(path, f"{{\n{lines}\n}}\n")
+
+
+def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str, PhaseResult]:
+    """The finished phases of the run in `folder`, in their order, trained with the configuration of `plan`.
+
+    Raises BadInput when a phase is not finished, or its network is damaged or of another configuration.
+    """
+    phases = plan.project.method.phases(plan.config, runtime)
+    own = {phase.name: _phase_folder(folder, number, phase) for number, phase in enumerate(phases, start=1)}
+    for name, place in own.items():
+        if not (place / "model.safetensors").exists():
+            raise BadInput(f"{place}: found no model.safetensors, expected phase {name} to be finished")
+    results: dict[str, PhaseResult] = {}
+    for phase in phases:
+        results[phase.name] = run_phase(
+            phase, folder=own[phase.name], identity=_identity(plan, seed), seed=seed, runtime=runtime, pace=plan.config.pace,
+            earlier={name: result.model for name, result in results.items()},
+        )  # fmt: skip
+    return results
 
 
 def execute_many(plans: list[Plan], seeds: list[int], runs: Path, jobs: int, arguments: list[str]) -> list[str]:
@@ -257,7 +297,8 @@ def _where(folder: Path, phases: list[Phase]) -> str:
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
         if not (own / "model.safetensors").exists():
-            state = "from its last saved state" if (own / "running.safetensors").exists() else "from its beginning"
+            saved = (own / RUNNING).exists() or previous(own / RUNNING).exists()
+            state = "from its last saved state" if saved else "from its beginning"
             return f"goes on at phase {number} {phase.name}, {state}"
     return "goes on at the evaluation"
 
@@ -296,9 +337,7 @@ def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, r
 
 def _set_aside(folder: Path, phases: list[Phase], first: int) -> None:
     """Moves what phase `first` and the later ones left behind out of the way. Nothing is deleted."""
-    number = 1
-    while (archive := folder / f"superseded-{number}").exists():
-        number += 1
+    archive = next_archive(folder)
     old = [_phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first]
     # The record goes first: as long as it is there, --resume takes the run for finished.
     old = [path for path in [folder / RECORD, folder / TENSORS, *old] if path.exists()]
@@ -308,13 +347,21 @@ def _set_aside(folder: Path, phases: list[Phase], first: int) -> None:
             path.rename(archive / path.name)
 
 
-def _one_key_per_line(record: dict[str, Any]) -> str:
-    """JSON that stays readable in a diff although a record holds curves of hundreds of points."""
-    return "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()) + "\n}\n"
+def next_archive(folder: Path) -> Path:
+    """The folder, not yet made, in which a run keeps what is superseded next."""
+    number = 1
+    while (archive := folder / f"superseded-{number}").exists():
+        number += 1
+    return archive
 
 
 def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    flush(partial)
-    os.replace(partial, path)
+    with writing(path, needed=len(text)):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            flush(partial)
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise

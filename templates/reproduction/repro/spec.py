@@ -5,9 +5,10 @@ A claim's tolerance is hashed into every run. A later change shows in the report
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
@@ -15,6 +16,8 @@ from repro.config import Section, digest, flatten, read_yaml, validate
 from repro.errors import BadInput
 
 Identifier = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+Quote = str | list[str] | None
+"""The words of a source, one passage or several; what stands between ** and ** in them is the value that is meant."""
 
 
 class Paper(Section):
@@ -45,7 +48,7 @@ class Claim(Section):
     kind "equal": |ours - reported| / |reported| is held against the tolerance.
     kind "at_most": our value itself is held against the tolerance, whatever the paper reports.
     `tolerance` is the name of one of the spec's tolerances; `floor` the metric that no generator can beat.
-    Our value of a seed is `metric`, divided by `divided_by` when that is given.
+    Our value of a seed is `metric`, divided by `divided_by` when that is given; `quote` then marks dividend and divisor.
     """
 
     id: str = Identifier
@@ -58,7 +61,7 @@ class Claim(Section):
     reported: float
     floor: str | None
     tolerance: str
-    quote: str | None = None
+    quote: Quote = None
 
     @model_validator(mode="after")
     def _relative_to_something(self):
@@ -84,13 +87,13 @@ class Setting(Section):
     name: str
     experiments: str
     key: str | None
-    value: int | float | str | bool | list[int] | None
+    value: int | float | str | bool | list[int] | list[float] | list[str] | None
     origin: Literal["paper", "authors' code", "cited", "assumed", "measured here"]
     where: str = Field(min_length=3)
     alternatives: list[str]
     why: str
     item: Literal[ITEMS] | None = None
-    quote: str | None = None
+    quote: Quote = None
 
 
 class Budget(Section):
@@ -177,11 +180,7 @@ def check_experiment(spec: Spec, spec_path: Path, experiment: str, config: Secti
         problems.append(
             f"{config_path}: experiment: found '{experiment}', expected one that {spec_path} claims something of: {known}"
         )
-    leaves = flatten(config)
-    for setting in spec.settings:
-        if setting.key is None or not fnmatchcase(experiment, setting.experiments):
-            continue
-        own = {key: value for key, value in leaves.items() if _matches(key, setting.key)}
+    for setting, own in settings_of(spec, experiment, flatten(config)):
         if not own:
             problems.append(
                 f"{spec_path}: setting '{setting.name}': key: found '{setting.key}', expected a field of {config_path}"
@@ -195,9 +194,24 @@ def check_experiment(spec: Spec, spec_path: Path, experiment: str, config: Secti
         raise BadInput(*problems)
 
 
-def _matches(key: str, pattern: str) -> bool:
+def settings_of(spec: Spec, experiment: str, leaves: Mapping[str, Any]) -> list[tuple[Setting, dict[str, Any]]]:
+    """Each setting of an experiment that has a key, with the leaves of the configuration that the key matches."""
+    return [
+        (setting, {key: value for key, value in leaves.items() if matches(key, setting.key)})
+        for setting in spec.settings
+        if setting.key is not None and fnmatchcase(experiment, setting.experiments)
+    ]
+
+
+def matches(key: str, pattern: str) -> bool:
+    """Whether a dotted key fits a pattern, in which `*` stands for any one name."""
     names, patterns = key.split("."), pattern.split(".")
     return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
+
+
+def passages(quote: Quote) -> list[str]:
+    """The passages of a quote."""
+    return [] if quote is None else [quote] if isinstance(quote, str) else quote
 
 
 def claim_hashes(spec: Spec, experiment: str) -> dict[str, str]:
