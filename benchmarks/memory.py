@@ -235,9 +235,9 @@ def fresh(project: Project, experiment: str) -> list:
 
 
 def timed(call: Callable[[], Footprint]) -> tuple[Footprint, float]:
-    began = time.perf_counter()
+    began = time.process_time()
     result = call()
-    return result, time.perf_counter() - began
+    return result, time.process_time() - began
 
 
 def where(device: str) -> dict:
@@ -275,7 +275,7 @@ NO_GPU = "No GPU has been at hand yet, so this table is empty. `python -m benchm
 
 def phase_table(found: dict) -> str:
     lines = [
-        "| experiment | phase | rows | estimate | real step, tracked | real step, allocated | estimated in |",
+        "| experiment | phase | rows | estimate | real step, tracked | real step, allocated | CPU time of the estimate |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in found["phases"]:

@@ -41,7 +41,7 @@ def classify(net, optimiser, x, label):
 
 
 class ViT(nn.Module):
-    def __init__(self, width=96, depth=3):
+    def __init__(self, width=96, depth=2):
         super().__init__()
         self.patches = nn.Conv2d(3, width, 4, 4)
         self.places = nn.Parameter(torch.zeros(1, 65, width))
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, words=1000, width=96, depth=3, checkpointed=False):
+    def __init__(self, words=1000, width=96, depth=2, checkpointed=False):
         super().__init__()
         self.words, self.checkpointed = nn.Embedding(words, width), checkpointed
         self.blocks = nn.ModuleList([Block(width, 4) for _ in range(depth)])
@@ -113,7 +113,7 @@ def predict_next(net, optimiser, tokens):
 
 def checkpointed_transformer():
     """Activation checkpointing: blocks are computed again in the backward pass."""
-    return transformer(rows=4, depth=8, checkpointed=True)
+    return transformer(rows=4, depth=4, checkpointed=True)
 
 
 def accumulate(net, optimiser, tokens):
@@ -128,7 +128,7 @@ def accumulate(net, optimiser, tokens):
 def lstm(rows=16):
     """A state that is handed on from step to step in time."""
     net = nn.ModuleDict({"lstm": nn.LSTM(32, 64, 2, batch_first=True), "head": nn.Linear(64, 8)})
-    return net, torch.optim.RMSprop(net.parameters(), 1e-3), torch.zeros(rows, 40, 32), torch.zeros(rows, 8)
+    return net, torch.optim.RMSprop(net.parameters(), 1e-3), torch.zeros(rows, 12, 32), torch.zeros(rows, 8)
 
 
 def last_state(net, optimiser, x, y):
@@ -164,7 +164,7 @@ PLAIN = {
     "ViT with dropout, AdamW": (vit, classify),
     "causal transformer, clipping": (transformer, predict_next),
     "the same, gradients accumulated": (transformer, accumulate),
-    "the same of 8 blocks, checkpointed": (checkpointed_transformer, predict_next),
+    "the same of 4 blocks, checkpointed": (checkpointed_transformer, predict_next),
     "LSTM, RMSprop": (lstm, last_state),
     "GAN, two optimisers": (gan, play),
 }

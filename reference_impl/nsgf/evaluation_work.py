@@ -43,10 +43,10 @@ def _points(config: PointConfig, models: Mapping[str, nn.Module]) -> list[Work]:
         "straight_flow": len(straight) * sum(CURVE_STEPS) + refined,
     }
     work = [
-        Work(f"sampling: a step of {name} for {n} points", _euler_step(models[name], (n, 2)), steps)
+        Work(f"{name}: a step of {n} points", _euler_step(models[name], (n, 2)), steps)
         for name, steps in network_steps.items()
     ]
-    work.append(Work(f"sampling: the time predictor for {n} points", _predict(models["time_predictor"], (n, 2)), 1))
+    work.append(Work(f"time_predictor: {n} points", _predict(models["time_predictor"], (n, 2)), 1))
 
     x, y = PointLaws(config.data.source, config.data.target).draw(n, generator(0, "evaluate", "rehearsal"))
     setting = {"blur": protocol.sinkhorn_blur, "scaling": protocol.sinkhorn_scaling}
@@ -84,22 +84,22 @@ def _images(config: ImageConfig, models: Mapping[str, nn.Module]) -> list[Work]:
     judged = 3 + len(protocol.euler_steps) + len(protocol.handover_times)
     return [
         Work(
-            f"sampling: a step of velocity_field for {n} images",
+            f"velocity_field: a step of {n} images",
             _euler_step(models["velocity_field"], chunk),
             chunks * config.nsgf_plus_plus.sinkhorn_steps,
         ),
-        Work(f"sampling: the time predictor for {n} images", _predict(models["time_predictor"], chunk), chunks),
+        Work(f"time_predictor: {n} images", _predict(models["time_predictor"], chunk), chunks),
         Work(
-            f"sampling: a refining step of straight_flow for {n} images",
+            f"straight_flow: a refining step of {n} images",
             _refining_step(models["straight_flow"], chunk),
             chunks * refined,
         ),
         Work(
-            f"sampling: a step of straight_flow for {n} images",
+            f"straight_flow: a step of {n} images",
             _euler_step(models["straight_flow"], chunk),
             chunks * sum(set(protocol.euler_steps)),
         ),
-        Work(f"features of {n} images", features, chunks * judged + math.ceil(stored / n)),
+        Work(f"feature_classifier: {n} images", features, chunks * judged + math.ceil(stored / n)),
         Work(
             f"distances of {protocol.nearest} images to {min(NEAREST_CHUNK, stored)}",
             nearest,

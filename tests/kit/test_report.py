@@ -1,12 +1,19 @@
 import copy
 import json
+import re
+from dataclasses import asdict
 
 import pytest
-from toy_project import SPEC
+from toy_project import SPEC, write_yaml
 
+from repro.cli import main
 from repro.config import validate
 from repro.errors import BadInput
-from repro.report import collect, judge_all, read_records
+from repro.judge import causes, check_gaps, unexplained
+from repro.method import find_project
+from repro.report import collect, judge_all, read_records, write_report
+from repro.results import Results, group_runs
+from repro.results_page import results_page
 from repro.spec import Spec, claim_hashes
 
 
@@ -162,3 +169,231 @@ def test_records_are_read_in_order_of_experiment_and_seed(tmp_path):
     for name, seed in (("a", 10), ("b", 9)):
         (tmp_path / f"{name}.json").write_text(json.dumps(record(one, seed, {})))
     assert [each["seed"] for each in read_records(tmp_path)] == [9, 10]
+
+
+def test_a_second_record_of_a_run_is_refused(tmp_path):
+    """A copy under another name would count its seed twice, and make the interval narrower."""
+    for name in ("toy-seed-0", "toy-seed-0-copy"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(record(spec(), 0, {})))
+    with pytest.raises(BadInput, match="toy-seed-0.json: found a second record of toy, seed 0, expected one"):
+        read_records(tmp_path)
+
+
+# --- intervals and comparisons beside the verdicts -----------------------------------------------------------------
+
+
+def ratios(*pairs, **changes):
+    claim = spec(metric="a", divided_by="b", **changes)
+    (judgement,) = judge_all(claim, [record(claim, seed, {"a": a, "b": b}) for seed, (a, b) in enumerate(pairs)])
+    return judgement
+
+
+def test_the_interval_is_of_the_planned_seeds_alone():
+    """2 and 4: 3 ± t(1) * 1.414 / 1.414 = 3 ± 12.706. Seed 2 is not planned."""
+    judgement = verdict(spec(), 2.0, 4.0, 50.0)
+    assert (judgement.interval.low, judgement.interval.high, judgement.interval.n) == pytest.approx(
+        (-9.706, 15.706, 2), abs=1e-3
+    )
+
+
+def test_one_seed_has_no_interval():
+    assert verdict(spec(), 3.0).interval is None
+
+
+def test_a_ratio_is_compared_seed_by_seed_on_the_log_scale():
+    judgement = ratios((2.0, 4.0), (10.0, 20.0), kind="at_most", reported=0.5)
+    assert judgement.pairs.ratios == [0.5, 0.5] and judgement.pairs.below == 2
+    assert judgement.interval.low == pytest.approx(0.5) == judgement.interval.high and judgement.interval.scale == "log"
+
+
+def test_a_plain_claim_has_no_pairs():
+    assert verdict(spec(), 3.0, 3.1).pairs is None
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ((3.0, 3.01), True),  # 2.88 to 3.13, all of it reproduced
+        ((4.0, 4.4), False),  # 1.66 to 6.74, beyond both bands
+        ((7.0, 7.01), True),  # 6.94 to 7.07, nowhere close
+        ((6.2, 6.3), False),  # 5.6 to 6.9, of which a part is close
+        ((5.0, 5.01), True),  # all of it close
+        ((-0.001, 6.2), None),  # inconclusive: the verdict does not come from the mean
+    ],
+)
+def test_a_verdict_is_settled_where_the_whole_interval_agrees(values, expected):
+    """Reported 3: 1.5 to 4.5 is reproduced, 0 to 6 is close."""
+    judgement = verdict(spec(reported=3.0), *values) if expected is not None else verdict(spec(), 3.0, 7.0)
+    assert judgement.settled is expected
+
+
+def test_an_interval_that_reaches_beyond_both_sides_of_the_reported_value_is_not_settled():
+    """Not reproduced at either end, and reproduced in between: 3 lies inside of the interval."""
+    data = copy.deepcopy(SPEC)
+    data["tolerances"]["wide"].update(reproduced=0.01, close=0.02)
+    one = validate(Spec, data, "spec.yaml")
+    assert verdict(one, 3.2, 3.5).verdict == "not reproduced" and verdict(one, 3.2, 3.5).settled is False
+
+
+# --- causes ---------------------------------------------------------------------------------------------------------
+
+
+def with_gap(claims="constant"):
+    data = copy.deepcopy(SPEC)
+    data["gaps"] = [
+        {
+            "claims": claims,
+            "cause": "Too few steps.",
+            "evidence": "The loss still falls.",
+            "ablation": "`repro run toy`",
+        }
+    ]
+    return validate(Spec, data, "spec.yaml")
+
+
+def test_a_cause_stands_beside_a_claim_that_was_missed_and_no_other():
+    one = with_gap()
+    missed, fine = verdict(one, 7.0, 7.1), verdict(one, 3.0, 3.1)
+    assert causes(one, missed) == [1] and unexplained(one, [missed]) == []
+    assert causes(one, fine) == []
+
+
+def test_a_missed_claim_without_a_cause_is_named(project, capsys):
+    spec_without = spec()
+    missed = verdict(spec_without, 7.0, 7.1)
+    assert unexplained(spec_without, [missed]) == ["constant"]
+    assert "Not reproduced and without any suspected cause (1 of 1): `constant`" in page(spec_without, 7.0, 7.1)
+    assert "Every claim that was not reproduced has a suspected cause." in page(with_gap(), 7.0, 7.1)
+
+
+def test_a_gap_that_matches_no_claim_is_refused(project, capsys):
+    write_yaml(project / "spec.yaml", json.loads(with_gap("constnat").model_dump_json()))
+    assert main(["report"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "gaps.0.claims: found 'constnat', expected the id of a claim" in line
+    assert not (project / "reports").exists()
+    check_gaps(with_gap("c*"), project / "spec.yaml")
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def results(one, records, sections=""):
+    return Results("Results", one, records, group_runs(records, []), judge_all(one, records), sections)
+
+
+def page(one, *values, **changes):
+    return results_page(
+        results(one, [record(one, seed, {"constant.value": value}, **changes) for seed, value in enumerate(values)])
+    )
+
+
+def row(text, start):
+    (found,) = [line for line in text.splitlines() if line.startswith(f"| {start} ")]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", found)[1:-1]]
+
+
+def test_a_record_of_an_older_kit_can_still_be_shown():
+    """`record` above has the fields that were always there, and nothing else."""
+    text = page(spec(), 3.0, 3.2)
+    assert row(text, "**constant**")[3:6] == ["3.1 ± 0.14", "1.83 to 4.37", "reproduced"]
+    assert row(text, "R1")[:3] == ["R1", "toy", "0, 1"]
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_row():
+    one = spec()
+    records = [
+        record(one, seed, {"constant.value": 3.0})
+        | {"command": f"repro run toy --seeds {seed} --device cpu", "wall_s": {"line": 60.0 * seed}}
+        for seed in (0, 1)
+    ]
+    (group,) = group_runs(records, [])
+    assert (
+        group.command == "repro run toy --seeds SEED --device cpu"
+        and group.minutes == [0.0, 1.0]
+        and group.seeds == [0, 1]
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"commit": "other"},
+        {"config_hash": "other"},
+        {"machine": {"processor": "q", "cores": 2, "device": "cpu"}},
+        {"departures": ["a: 1 -> 2"]},
+        {"command": "repro run toy --seeds 1 --set a=2"},
+        {"config": {"phases": {"line": {"ema_decay": 0.9}}}},
+    ],
+)
+def test_runs_that_differ_in_more_are_told_apart(changes):
+    one = spec()
+    two = [record(one, 0, {}), record(one, 1, {}) | changes]
+    assert [group.id for group in group_runs(two, [])] == ["R1", "R2"]
+
+
+def test_every_row_of_a_claim_names_its_runs():
+    text = page(spec(), 3.0, 3.1)
+    assert row(text, "**constant**")[-1] == "R1" and row(text, "[toy](#claims-on-toy)")[-1] == "R1"
+    assert "nothing here is a best of several" in text
+
+
+def test_the_checkpoint_is_named():
+    one = spec()
+    averaged = [
+        record(one, seed, {"constant.value": 3.0})
+        | {"config": {"phases": {"line": {"ema_decay": 0.99}, "constant": {"ema_decay": None}}}}
+        for seed in (0, 1)
+    ]
+    assert "last step; average of the weights in line" in results_page(results(one, averaged))
+    assert "| last step |" in page(one, 3.0, 3.1)
+
+
+@pytest.mark.parametrize(
+    "pairs, shows, below",
+    [
+        (((1.0, 2.0), (1.0, 2.01)), "A is lower", "2 of 2"),
+        (((2.0, 1.0), (2.01, 1.0)), "B is lower", "0 of 2"),
+        (((1.0, 2.0), (2.0, 1.0)), "not which is lower", "1 of 2"),
+        (((1.0, 2.0), (-1.0, 2.0)), "no interval: a ratio is not positive", "2 of 2"),
+        (((1.0, 2.0),), "no interval: one seed", "1 of 1"),
+    ],
+)
+def test_what_the_pairs_show(pairs, shows, below):
+    claim = spec(metric="a", divided_by="b", kind="at_most", reported=0.5)
+    text = results_page(results(claim, [record(claim, seed, {"a": a, "b": b}) for seed, (a, b) in enumerate(pairs)]))
+    (cells,) = [row(line, "`constant`") for line in text.splitlines() if line.startswith("| `constant` ")]
+    assert (cells[6], cells[5]) == (shows, below)
+
+
+def test_text_of_a_spec_breaks_no_table_and_runs_no_script():
+    hostile = spec(statement="a | b <script>alert(1)</script>\n\n# Heading `x < y`")
+    text = page(hostile, 3.0, 3.1)
+    assert "<script" not in text and "\n# Heading" not in text
+    assert len(row(text, "**constant**")) == 8 and "`x < y`" in text
+
+
+def test_the_summary_counts_the_verdicts():
+    text = page(spec(), 3.0, 3.01)
+    assert row(text, "**all**")[1:6] == ["**1**", "**0**", "**0**", "**0**", "**0**"]
+    assert "lies within the tolerance for 1 of 1 claim reproduced." in text
+
+
+def test_shortened_runs_are_warned_of_and_counted_nowhere():
+    text = page(spec(), 3.0, 3.1, departures=["phases.line.iterations: 12 -> 5"])
+    assert "Nothing here counts as a verdict" in text and row(text, "**all**")[4] == "**1**"
+
+
+def test_the_data_hold_what_the_page_shows(project, capsys):
+    one = spec()
+    store = project / "reports" / "records"
+    store.mkdir(parents=True)
+    for seed in (0, 1):
+        (store / f"{seed}.json").write_text(json.dumps(record(one, seed, {"constant.value": 3.0 + seed})))
+    (judgement,) = write_report(find_project(project), project / "none", project / "reports", "Results")
+    data = json.loads((project / "reports" / "results.json").read_text())
+    (claim,) = data["claims"]
+    assert claim["interval"] == asdict(judgement.interval) and claim["runs"] == ["R1"] == [
+        one["id"] for one in data["runs"]
+    ]
+    assert data["verdicts"]["reproduced"] == 1 and data["unexplained"] == []

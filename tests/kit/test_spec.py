@@ -6,7 +6,7 @@ from toy_project import CONFIG, SPEC, write_yaml
 
 from repro.config import validate
 from repro.errors import BadInput
-from repro.spec import Spec, check_experiment, claim_hash, load_spec
+from repro.spec import Spec, check_experiment, claim_hash, load_spec, matches, passages
 
 
 def spec(edit=lambda data: None):
@@ -96,3 +96,37 @@ def test_the_hash_of_a_claim_ignores_the_rest():
 
 def test_a_spec_is_read_from_its_file(tmp_path):
     assert load_spec(write_yaml(tmp_path / "spec.yaml", SPEC)).claims[0].id == "constant"
+
+
+def test_the_hash_of_a_claim_ignores_its_quote():
+    """It is evidence, and may be found later."""
+    before = spec()
+    for quote in ("the constant is 3", ["the constant", "is **3**"]):
+        after = spec(lambda data: data["claims"][0].update(quote=quote))
+        assert claim_hash(before, before.claims[0]) == claim_hash(after, after.claims[0])
+        assert passages(after.claims[0].quote) == ([quote] if isinstance(quote, str) else quote)
+
+
+@pytest.mark.parametrize("value", [[0.67], [10, 100], ["test", "train"], [], None, False, 0.5, 3, "adam"])
+def test_a_setting_takes_every_value_that_a_field_may_have(value):
+    kept = spec(lambda data: data["settings"][0].update(value=value)).settings[0].value
+    assert kept == value and type(kept) is type(value)
+
+
+@pytest.mark.parametrize(
+    "key, pattern, fits",
+    [
+        ("phases.line.rate", "phases.*.rate", True),
+        ("phases.line.rate", "phases.[lc]*.rate", True),
+        ("phases.line.rate", "phases.*", False),
+        ("phases.line.pool.rate", "phases.*.rate", False),
+    ],
+)
+def test_a_star_is_one_name(key, pattern, fits):
+    assert matches(key, pattern) is fits
+
+
+def test_a_spec_that_is_half_filled_is_read():
+    """Budget, simplifications, gaps, items and quotes may come later; `repro check` asks for them."""
+    assert spec().budget is None and spec().settings[0].item is None and spec().simplifications == []
+    assert "settings.0.item" in refused(lambda data: data["settings"][0].update(item="magic"))

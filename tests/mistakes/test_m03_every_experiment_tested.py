@@ -7,7 +7,6 @@ the images are few, and noise.
 
 import json
 import math
-import re
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -28,29 +27,6 @@ from repro.spec import load_spec
 
 CONFIGS = Path(__file__).parents[2] / "reference_impl" / "configs"
 EXPERIMENTS = [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]
-TINY_POINTS = [
-    "phases.*.iterations=2",
-    "phases.*.batch_size=8",
-    "phases.*.pool.batches=1",
-    "phases.*.pool.batch_size=8",
-    "evaluation.test_points=32",
-    "evaluation.path_points=2",
-    "evaluation.floor_draws=1",
-    "evaluation.sinkhorn_scaling=0.5",
-    "sinkhorn.scaling=0.5",
-]
-TINY_IMAGES = [
-    "evaluation.inception=false",  # first: its score needs more samples than there will be
-    "phases.*.iterations=2",
-    "phases.*.batch_size=2",
-    "phases.*.pool.batches=1",
-    "phases.*.pool.batch_size=2",
-    "nsgf_plus_plus.straight_flow_step=0.5",
-    "evaluation.samples=3",
-    "evaluation.batch_size=3",
-    "evaluation.nearest=2",
-    "evaluation.pictures=2",
-]
 
 
 read_spec = cache(load_spec)  # a long file
@@ -72,13 +48,10 @@ def needs_inception(metric):
 
 
 def tiny(project, experiment):
-    """Overrides for a run of seconds: of the numbers of steps at which an image experiment samples, those that a claim names."""
+    """Overrides for a run of seconds: the method's own, those of `repro preflight`, without the network that needs weights."""
     config = shipped(project, experiment)
-    if not isinstance(config, ImageConfig):
-        return TINY_POINTS
-    named = " ".join(metric for _, metric in claimed_metrics(project, experiment))
-    steps = [number for number in config.evaluation.euler_steps if re.search(rf"\bfm\.{number}\.", named)]
-    return [*TINY_IMAGES, f"evaluation.euler_steps={steps or [2]}"]
+    inception = ["evaluation.inception=false"] if isinstance(config, ImageConfig) else []
+    return [*inception, *project.tiny(experiment, config)]
 
 
 def check(project, experiment, runs, data_root, more=()):

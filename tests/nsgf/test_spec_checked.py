@@ -133,7 +133,7 @@ def test_a_number_that_was_copied_wrongly_into_its_quote_too_is_caught(spec, pap
         tried += 1
         if not caught(spec, with_number(entry, wrong, quote=quotes), paper):
             missed.append(entry)
-    assert tried == 18 and missed == []
+    assert tried == 24 and missed == []
 
 
 def bent(quote, wrong) -> str:
@@ -162,7 +162,7 @@ def test_without_quotes_some_wrong_numbers_stand_on_the_page_by_accident(spec, p
     ]
     missed = [entry for entry in entries if not caught(spec, entry, paper)]
     print(f"without quotes: {len(missed)} of {len(entries)} missed")
-    assert 0.02 < len(missed) / len(entries) < 0.2
+    assert 0.05 < len(missed) / len(entries) < 0.15
 
 
 def test_the_right_words_with_the_wrong_number_marked_are_missed(spec, paper):

@@ -152,7 +152,11 @@ def describe(function: Any, args: Sequence, kwargs: Mapping[str, Any], out: Any)
     read, written = _read(function, name, inputs, outputs), sum(map(_nbytes, outputs))
     if name.startswith("_foreach_") and not outputs:
         written = sum(map(_nbytes, _first_list(args)))
-    return Op(name, kind, dtype, flops, read, written, elements, _is_narrow(name, inputs), _kernels(name, kind, inputs))
+    narrow, kernels = bool(flops) and _is_narrow(name, inputs), _kernels(name, kind, inputs)
+    if name in SEVERAL_PASSES:
+        kernels, reads, writes = SEVERAL_PASSES[name]
+        read, written = round(reads * read), round(writes * read)
+    return Op(name, kind, dtype, flops, read, written, elements, narrow, kernels)
 
 
 def _moves_nothing(function: Any, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
@@ -296,6 +300,7 @@ FLOPS: Mapping[Any, Callable[..., int]] = {
     aten.mkldnn_rnn_layer: _recurrent,
     aten.mkldnn_rnn_layer_backward: _recurrent_backward,
     aten._cdist_forward: _distances,
+    aten._euclidean_dist: _distances,
 }
 """Operations of each kind of product: PyTorch's own formulas, and ours for what they leave out."""
 
@@ -303,6 +308,14 @@ FLOPS: Mapping[Any, Callable[..., int]] = {
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
+
+SEVERAL_PASSES: Mapping[str, tuple[int, float, float]] = {
+    "logsumexp": (7, 4.0, 2.0),
+    "_safe_softmax": (5, 2.75, 2.25),
+}
+"""Operations that PyTorch makes of others inside, where no mode sees them: kernels, and how often the input's bytes are read and written. From
+their source (cited: aten/src/ATen/native/ReduceOps.cpp and SoftMax.cpp): the maximum, the difference, its exponential, the sum; the
+softmax, the comparison with -inf, and the choice between the result and zero."""
 
 _ALLOCATIONS = _names("empty empty_like empty_strided new_empty new_empty_strided empty_permuted scalar_tensor")
 _NO_MOVES = _names("_unsafe_view lift_fresh alias detach is_same_size set_ resize_ record_stream")
@@ -313,5 +326,5 @@ _GATHERS = _names("index index_select gather embedding take")
 _SCATTERS = _names("index_put index_add scatter scatter_add embedding_dense_backward _index_put_impl index_copy")
 _TRANSCENDENTAL = _names(
     "exp exp2 expm1 log log1p log2 sigmoid silu silu_backward gelu gelu_backward tanh sin cos erf pow softplus elu elu_backward "
-    "mish _softmax _safe_softmax _log_softmax logsumexp log_sigmoid_forward atan2 lgamma"
+    "mish _softmax _safe_softmax _log_softmax logsumexp log_sigmoid_forward _softmax_backward_data _log_softmax_backward_data atan2 lgamma"
 )

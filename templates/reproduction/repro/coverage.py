@@ -53,7 +53,7 @@ def missing(spec: Spec, experiments: list[str], leaves: Mapping[str, Mapping[str
         if open_in:
             yield Finding(
                 MISSING, f"spec.yaml: settings: item '{item}'", "no setting" if open_in == experiments else f"no setting for {some(open_in)}",
-                "what the paper says, or assumed where it does not",
+                "one from the paper, or assumed",
             )  # fmt: skip
         elif item in ("batch size", "iterations"):
             yield from grouped(_phases_without(item, spec, leaves))

@@ -109,12 +109,14 @@ def command(options: argparse.Namespace) -> int:
     return EXIT_RUN_FAILED if count else EXIT_OK
 
 
-def open_phase(experiment: str, phase: str, seed: int = 0) -> tuple[Phase, nn.Module, dict[str, Tensor]]:
+def open_phase(
+    experiment: str, phase: str, seed: int = 0, overrides: Sequence[str] = ()
+) -> tuple[Phase, nn.Module, dict[str, Tensor]]:
     """A prepared phase, its fresh network and its first minibatch, on the CPU: for a look by hand.
 
     The network comes as it is measured: in train mode, its dropout at rest.
     """
-    planned = plan(find_project(Path.cwd()), experiment, [])
+    planned = plan(find_project(Path.cwd()), experiment, list(overrides))
     device = torch.device("cpu")
     phases = list(planned.project.method.phases(planned.config, Runtime(device)))
     one = _chosen(phases, phase)[0]
@@ -206,7 +208,14 @@ def _diagnose(phase: Phase, planned: Plan, options: argparse.Namespace, networks
         measure_s = time.perf_counter() - prepared
         phase.release()
     networks.keep(phase, model)
-    place = Place(planned.experiment, phase.name, options.seed, options.steps, _options(options))
+    place = Place(
+        planned.experiment,
+        phase.name,
+        options.seed,
+        options.steps,
+        tuple(arguments.overrides(options)),
+        _options(options),
+    )
     found, curves = findings(measured, place), {}
     if options.runs:
         for folder in sorted((options.runs / planned.experiment).glob("seed-*")):
@@ -218,9 +227,8 @@ def _diagnose(phase: Phase, planned: Plan, options: argparse.Namespace, networks
 
 
 def _options(options: argparse.Namespace) -> str:
-    """The options of this call that a further one needs too."""
-    words = [word for override in arguments.overrides(options) for word in ("--set", override)]
-    words += ["--device", options.device] if options.device != "auto" else []
+    """The options of this call, besides overrides, that a further one needs too."""
+    words = ["--device", options.device] if options.device != "auto" else []
     words += ["--data-root", str(options.data_root)] if options.data_root != Path("data") else []
     words += ["--stand-in"] if options.stand_in else []
     return "".join(f" {shlex.quote(word)}" for word in words)
@@ -242,12 +250,13 @@ def lines(one: Diagnosis) -> Iterator[str]:
         parts = [("measured", finding.measured, "")]
         for role in ("likely", "subtle", "null"):
             hypothesis = getattr(finding, role)
-            parts.append((role, f"{hypothesis.says}. Then: {hypothesis.then}", f"  [{hypothesis.evidence}]"))
+            parts.append((role, f"{hypothesis.says}; then {hypothesis.then}", f"  [{hypothesis.evidence}]"))
         for role, text, mark in parts:
             yield from textwrap.wrap(
                 f"     {role:<{INDENT - 5}}{text}{mark}", WIDTH, subsequent_indent=" " * INDENT, break_on_hyphens=False
             )
-        yield f"     {'test':<{INDENT - 5}}{finding.test}"
+        for number_of_line, line in enumerate(finding.test.splitlines()):
+            yield f"     {'' if number_of_line else 'test':<{INDENT - 5}}{line}"
     if not one.findings:
         yield f"  {'findings':<{INDENT - 2}}none"
 

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
@@ -35,6 +35,8 @@ from repro.step import Stepper, arithmetic
 Batch = Mapping[str, Tensor]
 FACTORS = (0.01, 0.1, 10.0, 100.0)
 """Of the learning rate, tried where one batch is not fitted at the configured one."""
+FASTER = 1000.0
+"""Times the learning rate: a network that trains better still at so many times it was given far too little. See `faster`."""
 FITTED = 0.5
 """A few rows count as fitted when their loss is below this share of the loss of the best constant."""
 BINS = 10
@@ -118,6 +120,12 @@ class Learning:
     shuffled: float | None
     broke_at: int | None
     """The first step whose loss was not finite."""
+    faster: float | None = None
+    """`true` with FASTER times the learning rate; tried where a few rows are not fitted to a thousandth, and training is not done."""
+
+    def worse_than(self, initial: float, constant: float | None) -> bool:
+        """Whether training left the network clearly worse than it was, and than a constant is."""
+        return self.broke_at is not None or not self.true <= 1.25 * max(initial, constant or 0.0)
 
 
 @dataclass(frozen=True)
@@ -257,10 +265,14 @@ def _measure(bench: Bench, steps: int) -> tuple[dict, nn.Module]:
     with _skipping(skipped, "rows"):
         found["rows"] = row_test(bench, model, held[0])
     found["flat"] = flatness(bench, model, held[0])
-    with _skipping(skipped, "fit"):
-        found["fit"] = fit(bench, held[0], steps)
     with _skipping(skipped, "training"):
-        model, found["parameters"], found["learning"] = learn(bench, held, steps)
+        model, found["parameters"], learning = learn(bench, held, steps)
+        found["learning"] = learning
+        with _skipping(skipped, "fit"):
+            worse = learning.worse_than(initial, found.get("constant"))
+            found["fit"] = fit(bench, held[0], steps, at_other_rates=worse)
+            if not worse and found["fit"].losses[1.0] > 1e-3 * found["fit"].begun and learning.true > 0.1 * initial:
+                found["learning"] = replace(learning, faster=faster(bench, held, steps))
         with _skipping(skipped, "inputs"):
             found["ignored"], found["affine_layers"] = use_of_arguments(bench, model, held[0])
         found["unused"] = unused_columns(bench, model, held[0])
@@ -462,6 +474,8 @@ def use_of_arguments(bench: Bench, model: nn.Module, batch: Batch) -> tuple[tupl
                 for name, tensor in tensors.items()
                 if not column(name, [tensor]).constant and changed({name: tensor.roll(1, 0)}) == 0
             )
+            if bool((out == out[:1]).all()):
+                ignored = ()  # a network that died ignores everything: other findings say why
             layers = sum(p.ndim > 1 for p in model.parameters())
             if layers < 2 or not tensors or not all(tensor.is_floating_point() for tensor in tensors.values()):
                 return ignored, None
@@ -494,8 +508,14 @@ def _other(tensor: Tensor) -> Tensor:
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def fit(bench: Bench, batch: Batch, steps: int) -> Fit:
-    """Fits a few fixed rows, at other learning rates too where the configured one does not do it."""
+def faster(bench: Bench, held: Sequence[Batch], steps: int) -> float:
+    """Where training ends with FASTER times the learning rate; inf when it breaks."""
+    model = bench.model()
+    return math.inf if _train(bench, model, steps, None, None, FASTER) is not None else bench.value(model, held)
+
+
+def fit(bench: Bench, batch: Batch, steps: int, at_other_rates: bool = False) -> Fit:
+    """Fits a few fixed rows, at other learning rates too when asked, or where the configured one does not do it."""
     model = bench.model()
     outputs: list[Tensor] = []
     with torch.no_grad(), outputs_replaced(model, lambda out: outputs.append(out) or out):
@@ -509,7 +529,7 @@ def fit(bench: Bench, batch: Batch, steps: int) -> Fit:
         constant = bench.value(model, [some])
     losses = {1.0: _fitted(bench, some, steps, 1.0)}
     result = Fit(count, steps, constant, losses)
-    if not result.fitted():
+    if at_other_rates or not result.fitted():
         losses |= {factor: _fitted(bench, some, steps, factor) for factor in FACTORS}
     return Fit(count, steps, constant, dict(sorted(losses.items())))
 
@@ -542,9 +562,11 @@ def learn(bench: Bench, held: Sequence[Batch], steps: int) -> tuple[nn.Module, P
     return model, watch.parameters(), Learning(steps, true, shuffled, broke_at)
 
 
-def _train(bench: Bench, model: nn.Module, steps: int, watch: _Watch | None, change: Callable | None) -> int | None:
+def _train(
+    bench: Bench, model: nn.Module, steps: int, watch: _Watch | None, change: Callable | None, factor: float = 1.0
+) -> int | None:
     """Trains in place. Returns the step whose loss was not finite, None when all were."""
-    stepper, optimiser = bench.stepper(model)
+    stepper, optimiser = bench.stepper(model, factor)
     for step in progress(range(steps), f"{bench.phase.name} training"):
         batch = bench.minibatch(step, "draws")
         if change is None:

@@ -48,10 +48,7 @@ class CannotRehearse(Exception):
 
 
 def fake_tensors() -> AbstractContextManager:
-    """Within such a block every tensor that is made is fake. The block of one call can be entered again, for tensors made in it before.
-
-    A mode that looks at operations is entered inside, not outside.
-    """
+    """Within such a block every tensor that is made is fake. The block of one call can be entered again, for tensors made in it before."""
     return _FakeBlock()
 
 
@@ -152,7 +149,10 @@ def reported_as(what: str) -> Iterator[None]:
                 "override `rehearse`, or give the value as a number"
             ) from error
         reason = " ".join(str(error).split())
-        raise CannotRehearse(f"{what}: found {type(error).__name__}: {reason}{place}") from error
+        hint = "; a fake network cannot be converted (.to, .half): make it in the dtype and format it shall have"
+        raise CannotRehearse(
+            f"{what}: found {type(error).__name__}: {reason}{place}{hint if 'swap' in reason else ''}"
+        ) from error
 
 
 def _place(error: Exception) -> str:

@@ -65,7 +65,7 @@ def largest(
     """The largest size below `batch_size` with needs(size) <= room, verified; None when one `multiple` is too large already.
 
     Memory grows in proportion to the minibatch, above what is always there: two points give the line, and each guess is tried.
-    Sizes that divide batch_size * iterations are preferred, when there is one within a tenth: then as many examples are seen.
+    Sizes that divide batch_size * iterations are preferred, when there is one within a fifth: then as many examples are seen.
     """
     low = max(multiple, batch_size // 2 // multiple * multiple)
     if low >= batch_size:
@@ -85,4 +85,4 @@ def largest(
 
 
 def _divisors(guess: int, multiple: int, examples: int) -> Iterator[int]:
-    return (size for size in range(guess, int(guess * 0.9), -1) if size % multiple == 0 and examples % size == 0)
+    return (size for size in range(guess, int(guess * 0.8), -1) if size % multiple == 0 and examples % size == 0)

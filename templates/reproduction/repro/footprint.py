@@ -70,9 +70,7 @@ class Footprint:
 def allowances(found: Footprint, part: Part, processes: int = 1) -> list[Allowance]:
     """What comes to the tracked peak of `part` on a GPU. Nothing of it was measured here: there was no GPU."""
     made = [
-        Allowance(
-            "CUDA context", CONTEXT, "assumed; 0.3 to 0.8 GiB are reported, growing with the GPU and the kernels loaded"
-        ),
+        Allowance("CUDA context", CONTEXT, "assumed; it grows with the GPU and the kernels loaded"),
         Allowance(
             "fragmentation",
             round(FRAGMENTATION * part.peak.in_blocks),

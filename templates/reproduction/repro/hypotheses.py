@@ -7,12 +7,14 @@ of cause: those that make the later ones meaningless come first.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from repro.diagnostics import Column, Measured
+from repro.diagnostics import FASTER, Column, Measured
+from repro.instruments import Flatness
 
 Evidence = Literal["exact", "measured", "cited", "folklore"]
 """exact: the test decides it on this machine. measured: `benchmarks/diagnose.py` planted it and it looked like this. cited: by
@@ -25,6 +27,8 @@ INITIAL_OVER_CONSTANT = 10.0
 INITIAL_OFF_THEORY = 1.5
 DEAD_SHARE = 0.5
 LEARNED_SHARE = 0.05
+FASTER_SHARE = 0.9
+FEWEST_STEPS = 50
 REACHED_CONSTANT = 1.25
 BY_TIME_OVER_MEDIAN, BY_TIME_OVER_CONSTANT = 10.0, 3.0
 UPDATE_BAND = (-6.0, 0.0)
@@ -59,17 +63,20 @@ class Place:
     phase: str
     seed: int
     steps: int
+    overrides: tuple[str, ...] = ()
     options: str = ""
+    """Further options of the command, as they are typed."""
 
     def again(self, **changed: int | str) -> str:
         seed, steps = changed.get("seed", self.seed), changed.get("steps", self.steps)
         extra = f" {changed['extra']}" if "extra" in changed else ""
-        return (
-            f"repro diagnose {self.experiment} --phase {self.phase} --seed {seed} --steps {steps}{self.options}{extra}"
-        )
+        sets = "".join(f" --set {shlex.quote(override)}" for override in self.overrides)
+        where = f"{self.experiment} --phase {self.phase} --seed {seed} --steps {steps}"
+        return f"repro diagnose {where}{sets}{self.options}{extra}"
 
     def code(self, line: str) -> str:
-        return f'phase, model, batch = open_phase("{self.experiment}", "{self.phase}", {self.seed}); {line}'
+        changes = f", {list(self.overrides)}" if self.overrides else ""
+        return f'phase, model, batch = open_phase("{self.experiment}", "{self.phase}", {self.seed}{changes})\n{line}'
 
 
 def findings(m: Measured, place: Place) -> list[Finding]:
@@ -123,6 +130,10 @@ def notes(m: Measured) -> list[str]:
     if gain is not None and gain < LEARNED_SHARE and m.learning.true > REACHED_CONSTANT * m.constant:
         lines.append(
             f"{m.learning.steps} steps are too few to tell whether the input is used: the loss has not come down to the best constant's; --steps {4 * m.learning.steps}"
+        )
+    if m.fit is not None and m.fit.steps < FEWEST_STEPS and not m.fit.fitted():
+        lines.append(
+            f"{m.fit.steps} steps are too few to tell whether a few rows can be fitted; --steps {FEWEST_STEPS} or more"
         )
     for what, why in m.skipped.items():
         if not (what == "training" and "does not require grad" in why):
@@ -333,10 +344,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _dead(m: Measured, place: Place) -> Iterator[Finding]:
-    worst = [flat for flat in m.flat if flat.dead >= DEAD_SHARE * flat.units]
+    worst = [flat for flat in m.flat if _mostly_dead(flat)]
     if not worst:
         return
-    after = [flat for flat in m.flat_after if flat.dead >= DEAD_SHARE * flat.units]
+    after = [flat for flat in m.flat_after if _mostly_dead(flat)]
     what = "; ".join(
         f"{flat.operation} in {flat.place or 'the network'}: {flat.dead} of {flat.units}" for flat in worst[:3]
     )
@@ -350,6 +361,10 @@ def _dead(m: Measured, place: Place) -> Iterator[Finding]:
         Hypothesis("a few examples only; others wake the units", "fewer are dead in a larger minibatch", "folklore"),
         place.code("print({n: (p.mean().item(), p.std().item()) for n, p in model.named_parameters()})"),
     )  # fmt: skip
+
+
+def _mostly_dead(flat: Flatness) -> bool:
+    return flat.dead == flat.units or (flat.units >= 8 and flat.dead >= DEAD_SHARE * flat.units)
 
 
 def _inputs(m: Measured, place: Place) -> Iterator[Finding]:
@@ -388,48 +403,43 @@ def _affine(m: Measured, place: Place) -> Iterator[Finding]:
 
 def _rate(m: Measured, place: Place) -> Iterator[Finding]:
     fit, learning = m.fit, m.learning
-    if fit is None:
+    if fit is None or learning is None:
         return
-    told = f"{fit.rows} fixed rows, {fit.steps} steps; {fit.begun:.3g} where nothing is learned; " + ", ".join(
-        f"{loss:.3g} at {factor:g} x the rate" for factor, loss in fit.losses.items()
+    worse = learning.worse_than(m.initial, m.constant)
+    slower = any(fit.fitted(factor) for factor in fit.losses if factor < 1)
+    told = f"{fit.rows} fixed rows, {fit.steps} steps: from {fit.begun:.3g} to " + ", ".join(
+        f"{loss:.3g}" + ("" if factor == 1 else f" at {factor:g} x the rate") for factor, loss in fit.losses.items()
     )
-    learned = _gain(m)
-    stuck = fit.fitted() is False
-    diverged = learning is not None and (
-        learning.broke_at is not None or learning.true > 3 * max(m.initial, m.zero or 0, m.constant or 0)
-    )
-    if diverged:
-        told += (
-            f"; training: not finite at step {learning.broke_at}"
-            if learning.broke_at is not None
-            else f"; training ends at {learning.true:.3g} from {m.initial:.3g}"
-        )
-    if diverged or (stuck and (fit.fitted(0.01) or fit.fitted(0.1))):
+    if worse:
+        told = f"training ends at {learning.true:.3g} from {m.initial:.3g}; " + told
+        if learning.broke_at is not None:
+            told = f"the loss of step {learning.broke_at} is not finite; " + told
+    if worse or (slower and not fit.fitted()):
         yield Finding(
             "rate-too-large",
             "the learning rate is too large",
             told,
-            Hypothesis("the rate is the paper's with a digit lost, or for another optimiser", "a tenth or a hundredth of it fits", "measured"),
-            Hypothesis("the loss or its inputs are larger than the paper's (sums, units)", "the loss at the start is large", "folklore"),
-            Hypothesis("warm-up, left out here, is what the rate needs", "the full run does not diverge", "folklore"),
+            Hypothesis("a digit was lost, or the rate is that of another optimiser", "a tenth or a hundredth of it fits", "measured"),
+            Hypothesis("loss or inputs are larger than the paper's (sums, units)", "the loss at the start is large", "folklore"),
+            Hypothesis("the rate needs its warm-up, which is left out here", "the full run does not diverge", "folklore"),
             place.again(extra="--set 'KEY OF THE RATE=A HUNDREDTH OF IT'"),
         )  # fmt: skip
-    elif stuck and fit.fitted(100.0) and (learned is None or learned < LEARNED_SHARE):
+    elif learning.faster is not None and learning.faster < FASTER_SHARE * learning.true:
         yield Finding(
             "rate-too-small",
             "the learning rate is too small",
-            told,
-            Hypothesis("the rate is the paper's with a digit too many, or for another optimiser", "ten or a hundred times it fits", "measured"),
-            Hypothesis("gradients are small and the optimiser is not Adam: scale of the loss", "the same rate fits with Adam", "folklore"),
-            Hypothesis("only slow: the phase has many more steps than were tried", "fits with ten times the steps", "folklore"),
-            place.again(steps=10 * place.steps),
+            f"{learning.steps} steps end at {learning.true:.3g}, and at {learning.faster:.3g} with {FASTER:g} times the rate; {told}",
+            Hypothesis("a digit too many, or the rate of another optimiser", "ten or a hundred times it trains better and is stable", "measured"),
+            Hypothesis("gradients are small and the optimiser is not Adam: scale of the loss", "the same rate trains with Adam", "folklore"),
+            Hypothesis("only slow: the phase has many more steps than were tried", "as good with a hundred times the steps", "folklore"),
+            place.again(extra="--set 'KEY OF THE RATE=A HUNDRED TIMES IT'"),
         )  # fmt: skip
-    elif stuck and not any(fit.fitted(factor) for factor in fit.losses):
+    elif fit.steps >= FEWEST_STEPS and not any(fit.fitted(factor) for factor in fit.losses):
         yield Finding(
             "not-fitted",
             "a few rows cannot be fitted at any learning rate",
             told,
-            Hypothesis("gradient, network or loss is broken: see the findings above", "they are gone once those are mended", "folklore"),
+            Hypothesis("gradient, network or loss is broken: see the findings above", "gone once those are mended", "measured"),
             Hypothesis("the same input occurs with two targets", "repeated rows, or a network without time", "folklore"),
             Hypothesis("the network is too small for these rows, or the steps too few", "fits with ten times the steps", "folklore"),
             place.again(steps=10 * place.steps),

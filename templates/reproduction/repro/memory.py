@@ -1,4 +1,4 @@
-"""`repro memory`: the device memory of every phase, without a GPU, and what to change where it does not fit."""
+"""`repro memory`: device memory and time of every phase, without a GPU, and what to change where it does not fit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
-from repro import arguments
+from repro import arguments, hours
 from repro.config import Change, RunConfig, load
-from repro.devices import DEVICES, Device, find
+from repro.devices import DEVICES, Device
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED
 from repro.fake import CPU, CannotRehearse
 from repro.fitting import Smaller, smaller_minibatch
@@ -23,13 +24,15 @@ from repro.progress import progress
 from repro.runtime import Runtime
 from repro.storages import REST
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
+WIDTH, NAME_WIDTH = 118, 54
 RUNTIME = Runtime(CPU)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Estimates the peak of device memory of every phase, by its real step on tensors without numbers, and of its evaluation.\n"
+        "Estimates the peak of device memory and the time of every phase, by its real step on tensors without numbers, and of its\n"
+        "evaluation. A time is a range.\n"
         "No GPU and no data are needed; nothing is written."
     )
     parser.epilog = "example: repro memory cifar10 --on T4"
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["all"],
         metavar="DEVICE",
-        help="devices to hold it against, by name, or all that are known (default: all)",
+        help="devices to hold it against, by name, `this` for the CPU at hand, or all that are known (default: all)",
     )
     parser.add_argument(
         "--processes",
@@ -48,13 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that share each minibatch, one device each (default: 1)",
     )
+    hours.add_arguments(parser)
     arguments.add_overrides(parser)
     arguments.add_json(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     project = find_project(Path.cwd())
-    devices = list(DEVICES) if options.on == ["all"] else [find(name) for name in options.on]
+    devices = list(DEVICES) if options.on == ["all"] else hours.devices_named(options.on)
     overrides = arguments.overrides(options)
     plans = [Planned.read(project, name, overrides) for name in arguments.names(project, options.experiments)]
     for plan in plans:
@@ -67,10 +71,13 @@ def command(options: argparse.Namespace) -> int:
         for one in found
         for name, part, way in _ways_to_fit(one, device, options.processes)
     ]
+    times = hours.Times.of(
+        [hours.Planned(plan.project, plan.experiment, plan.config) for plan in plans], devices, options
+    )
     if options.json:
-        print(json.dumps(_as_json(found, devices, advice, options.processes), indent=1))
+        print(json.dumps(_as_json(found, devices, advice, options.processes) | {"time": times.as_json()}, indent=1))
     else:
-        print(_page(found, devices, advice, options.processes))
+        print(_page(found, devices, advice, options.processes), times.page(), sep="\n\n")
     rehearsed = not any(one.failures for one in found)
     fits = any(all(_fits(one, device, options.processes) for one in found) for device in devices)
     return EXIT_OK if rehearsed and fits else EXIT_RUN_FAILED
@@ -135,25 +142,21 @@ class Advice:
 
 
 def _ways_to_fit(found: Estimate, device: Device, processes: int) -> Iterator[tuple[str, Part, Smaller | str]]:
+    planned, room = found.planned, device.room_bytes
     for one in found.footprints:
-        for part in one.parts:
-            if needed(one, part, processes) <= device.room_bytes:
-                continue
-            if part is not one.parts[0] or not one.rows:
-                yield (
-                    one.name,
-                    part,
-                    "not the step: what it works on at a time is for the configuration to make smaller",
-                )
-            else:
-                planned = found.planned
-                yield (
-                    one.name,
-                    part,
-                    smaller_minibatch(
-                        planned.project, planned.experiment, planned.overrides, one, device.room_bytes, processes
-                    ),
-                )
+        step, others = (one.parts[0], one.parts[1:]) if one.rows else (None, one.parts)
+        if step is not None and needed(one, step, processes) > room:
+            way = smaller_minibatch(planned.project, planned.experiment, planned.overrides, one, room, processes)
+            yield one.name, step, way
+        large = [part for part in others if needed(one, part, processes) > room]
+        if large:
+            largest = max(large, key=lambda part: part.peak.in_blocks)
+            more = f" ({len(large) - 1} more like it)" if len(large) > 1 else ""
+            yield (
+                one.name,
+                largest,
+                f"no training step{more}; make what it handles at a time smaller in the configuration",
+            )
 
 
 def _fits(found: Estimate, device: Device, processes: int) -> bool:
@@ -172,24 +175,34 @@ def _page(found: Sequence[Estimate], devices: Sequence[Device], advice: Sequence
     device = devices[0] if len(devices) == 1 else None
     parts = [_peaks(found, device, processes), _legend(found, processes)]
     if device is None:
-        parts.append(_device_table(found, devices, processes))
+        parts.append(_verdicts(found, devices, processes))
     else:
-        note = f"; {device.unsure}" if device.unsure else ""
-        parts.append(f"{device.name}: {_gib(device.room_bytes)} GiB usable ({device.source}{note})")
-    lines = [
-        f"{one.planned.experiment} {footprint.name}: {line}"
-        for one in found
-        for footprint in one.footprints
-        for line in _remarks(one, footprint, devices)
-    ]
-    lines += [f"{one.planned.experiment} {line}" for one in found for line in one.failures]
-    parts.append("\n".join(lines))
+        parts.append(f"{device.name}: {_gib(device.room_bytes)} GiB usable ({device.source})")
+    remarks: dict[str, list[str]] = {}
+    for one in found:
+        for footprint in one.footprints:
+            for line in _remarks(one, footprint, devices):
+                remarks.setdefault(line, []).append(f"{one.planned.experiment} {footprint.name}")
+    parts += [_wrapped(f"{', '.join(names)}: {line}") for line, names in remarks.items()]
+    parts += [f"{one.planned.experiment} {line}" for one in found for line in one.failures]
     parts += [_advice(one) for one in advice]
     return "\n\n".join(part for part in parts if part)
 
 
 def _peaks(found: Sequence[Estimate], device: Device | None, processes: int) -> str:
-    header = ["GiB", "rows", "networks", "gradients", "optimiser", "rest", "peak", "needed", *["fits"] * bool(device)]
+    small = all(part.peak.total < GIB for one in found for each in one.footprints for part in each.parts)
+    unit, per = ("MiB", MIB) if small else ("GiB", GIB)
+    header = [
+        unit,
+        "rows",
+        "networks",
+        "gradients",
+        "optimiser",
+        "rest",
+        "sum",
+        "needed",
+        *["fits"] * bool(device),
+    ]
     rows = []
     for one in found:
         rows.append([one.planned.experiment])
@@ -199,13 +212,16 @@ def _peaks(found: Sequence[Estimate], device: Device | None, processes: int) -> 
                 name = f"  {footprint.name}" if is_step or not footprint.rows else f"    {part.name}"
                 if not footprint.rows:
                     name = f"  {footprint.name}: {part.name}"
+                name = name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 3]}..."
                 size = needed(footprint, part, processes)
                 kinds = part.peak.by_kind
                 networks = sum(kinds.get(kind, 0) for kind in ("parameters", "average", "earlier networks"))
                 rest = kinds.get(REST, 0) + kinds.get("minibatch", 0)
                 numbers = [networks, kinds.get("gradients", 0), kinds.get("optimiser", 0), rest, part.peak.total, size]
                 fits = [] if device is None else ["yes" if size <= device.room_bytes else "NO"]
-                rows.append([name, str(footprint.rows) if is_step else "", *map(_gib, numbers), *fits])
+                rows.append(
+                    [name, str(footprint.rows) if is_step else "", *(_in(number, per) for number in numbers), *fits]
+                )
     return _table(header, rows)
 
 
@@ -218,37 +234,40 @@ def _shown(footprint: Footprint) -> list[Part]:
 
 def _legend(found: Sequence[Estimate], processes: int) -> str:
     footprints = [(one, one.largest) for estimate in found for one in estimate.footprints]
-    lines = [
-        "An estimate: nothing of it was measured on a GPU. `rest`: activations, temporaries and the minibatch. `rows`: of the minibatch"
-        + (f" in each of {processes} processes." if processes > 1 else "."),
-        "`needed` is the peak and what no tracker of tensors sees"
-        + (", for the largest row:" if len(footprints) > 1 else ":"),
-    ]
     if not footprints:
         return ""
+    shared = f", in each of {processes} processes" if processes > 1 else ""
     largest = max(footprints, key=lambda pair: needed(*pair, processes))
+    lines = [
+        _wrapped(
+            f"An estimate: nothing of it was measured on a GPU. rows: of the minibatch{shared}. rest: activations, temporaries and the "
+            "minibatch at the worst moment. needed: the sum and what no tracker of tensors sees, here for the largest row:"
+        )
+    ]
     lines += [f"  {one.name}: {_gib(one.size)} GiB ({one.origin})" for one in allowances(*largest, processes)]
     host = [
-        f"  {estimate.planned.experiment} {one.name}: {name} {_gib(size)} GiB"
+        f"{name} of {estimate.planned.experiment} {one.name} {_gib(size)} GiB"
         for estimate in found
         for one in estimate.footprints
         for name, size in one.storage.items()
     ]
-    return "\n".join([*lines, *(["On the host, in memory or on the disk:", *host] if host else [])])
+    return "\n".join(
+        [*lines, *([_wrapped(f"On the host, in memory or on the disk: {', '.join(host)}")] if host else [])]
+    )
 
 
-def _device_table(found: Sequence[Estimate], devices: Sequence[Device], processes: int) -> str:
-    rows = []
+def _verdicts(found: Sequence[Estimate], devices: Sequence[Device], processes: int) -> str:
+    """Which devices are large enough, and what is too large for the others."""
+    devices_of: dict[str, list[str]] = {}
     for device in sorted(devices, key=lambda one: one.room_bytes):
         large = [
             f"{one.planned.experiment} ({', '.join(names)})"
             for one in found
             if (names := _too_large(one, device, processes))
         ]
-        rows.append(
-            [device.name, _gib(device.room_bytes), "fits all" if not large else "too small for " + "; ".join(large)]
-        )
-    return _table(["device", "GiB", ""], rows)
+        verdict = f"Too large: {'; '.join(large)}, for" if large else "Everything fits on"
+        devices_of.setdefault(verdict, []).append(f"{device.name} ({_gib(device.room_bytes)})")
+    return "\n".join(_wrapped(f"{verdict} (usable GiB) {', '.join(names)}") for verdict, names in devices_of.items())
 
 
 def _remarks(one: Estimate, footprint: Footprint, devices: Sequence[Device]) -> Iterator[str]:
@@ -268,7 +287,7 @@ def _remarks(one: Estimate, footprint: Footprint, devices: Sequence[Device]) -> 
 def _advice(one: Advice) -> str:
     head = f"{one.estimate.planned.experiment} {one.phase}, {one.part.name}: does not fit on {one.device.name}"
     if isinstance(one.way, str):
-        return f"{head}: {one.way}"
+        return _wrapped(f"{head}: {one.way}")
     lines = [f"{head}. As many examples in smaller minibatches: {_gib(one.way.needed)} GiB needed with"]
     lines += [f"  --set {override}" for override in one.way.overrides]
     if one.way.changes:
@@ -325,8 +344,16 @@ def _as_json(
     }
 
 
+def _wrapped(text: str) -> str:
+    return fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def _gib(size: float) -> str:
-    return "<0.01" if 0 < size < 0.005 * GIB else f"{size / GIB:.2f}"
+    return _in(size, GIB)
+
+
+def _in(size: float, unit: int) -> str:
+    return "<0.01" if 0 < size < 0.005 * unit else f"{size / unit:,.2f}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -116,7 +116,7 @@ PLATFORMS = {
         memory_gib=12.7,
         work=Path("/content/session"),
         output=Path("/content/drive/MyDrive/repro"),
-        inputs=(Path("/content/drive/MyDrive/repro"), Path("/content")),
+        inputs=(Path("/content/drive/MyDrive/repro"),),
         metadata={"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}},
         before=(
             "*Runtime*, *Change runtime type*: **T4 GPU**.",

@@ -23,12 +23,14 @@ from pathlib import Path
 
 import torch
 
-from repro import arguments
+from repro import arguments, devices, memory
 from repro.config import load
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.failure import describe
+from repro.footprint import needed
 from repro.inspection import Question, inspect
 from repro.method import Project, find_project
+from repro.pool import gib
 from repro.preflight_checks import CHECKS, Findings, Row, in_order
 from repro.probe import probe
 from repro.progress import progress
@@ -144,9 +146,9 @@ def of_probes(names: Sequence[str], question: Question) -> list[Row]:
 
 
 def _device(project: Project, asked: str | None) -> str | None:
-    """The device that runs are for: the one that is named, or that of the spec's budget."""
+    """The device that runs are for: the one that is named, or that of the spec's budget. Raises BadInput for an unknown `asked`."""
     if asked is not None:
-        return asked
+        return devices.find(asked).name
     try:
         budget = load_spec(project.spec).budget
     except BadInput:
@@ -155,10 +157,28 @@ def _device(project: Project, asked: str | None) -> str | None:
 
 
 def of_memory(name: str, device: str | None) -> list[Row]:
-    """Whether each phase of an experiment fits on the device."""
+    """Whether each phase of an experiment, and its evaluation, fit on the device."""
     findings = Findings(name)
     if device is None:
         findings.left_out("memory", "no device was named: --on DEVICE, or budget.device in the spec")
+        return findings.rows
+    try:
+        found = devices.find(device)
+    except BadInput as error:
+        findings.left_out("memory", f"budget.device of the spec: {describe(error)}")
+        return findings.rows
+    try:
+        planned = memory.Planned.read(find_project(Path.cwd()), name, [])
+    except BadInput:
+        findings.left_out("memory", "the configuration cannot be used")
+        return findings.rows
+    estimated = memory.estimate(planned)
+    for failure in estimated.failures:
+        findings.failed("memory", failure)
+    for one in estimated.footprints:
+        most = max(needed(one, part) for part in one.parts)
+        sizes = f"{gib(most)} needed of {gib(found.room_bytes)} on {found.name}"
+        findings.judge("memory", f"found {sizes}" if most > found.room_bytes else None, sizes, one.name)
     return findings.rows
 
 

@@ -27,7 +27,7 @@ from repro.method import Probe, Project, find_project
 from repro.progress import progress
 from repro.randomness import seed_global_generators
 from repro.runtime import Runtime
-from repro.table import in_patterns, table
+from repro.table import in_patterns, table, wrapped
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def page(found: Sequence[Probed], known: Iterable[str]) -> str:
     broken = [one for one in found if one.error]
     for one in broken:
         what = ", ".join(filter(None, [one.name, one.shapes, in_patterns(one.experiments, known)]))
-        lines += [f"FAILED {what}:", f"  {one.error}"]
+        lines += wrapped(f"FAILED {what}: {one.error}", "       ")
     seconds = sum(one.seconds for one in found)
     lines.append(f"{len(found)} probes, {len(broken)} failed; {seconds:.1f} s")
     return "\n".join(lines)

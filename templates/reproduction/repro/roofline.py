@@ -73,10 +73,13 @@ def predict(cost: Cost, device: Device | Speeds, precision: str = "float32") -> 
     """Seconds of one call whose `cost` was recorded.
 
     precision: of the products that were recorded in float32. float32 or tf32 are taken at their word; bf16 or fp16 mean a step that was
-    recorded without autocast, and are passed over where it was recorded with it: what stayed float32 then stays so.
+    recorded without autocast, and are passed over where it was recorded with it: what stayed float32 then stays so. A GPU without tf32 does
+    such products in float32, as PyTorch does, without a word.
     Raises BadInput when the device has no hardware for a precision that the step needs.
     """
     if cost.has_half_products and precision in ("bf16", "fp16"):
+        precision = "float32"
+    if isinstance(device, Device) and precision == "tf32" and device.peak_flops["tf32"] is None:
         precision = "float32"
     speeds = device if isinstance(device, Speeds) else speeds_of(device)
     seconds = sorted(_seconds(cost, getattr(speeds, case), precision) for case in CASES)

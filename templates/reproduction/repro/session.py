@@ -13,10 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from repro import carry
 from repro.config import read_yaml
@@ -75,45 +74,6 @@ def install_missing(requirements: Sequence[str]) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints, *missing]
     if do(pip, Path.cwd()):
         raise SystemExit("repro: pip failed; is the internet on?")
-
-
-def bring_code(source: str, commit: str | None, places: Sequence[Path], folder: Path) -> None:
-    """Puts the project into `folder`: a clone of a repository, or a zip file or unpacked folder of that name in `places`."""
-    if (folder / "pyproject.toml").exists():
-        print(f"{folder} is there already")
-    elif "://" in source:
-        if do(["git", "clone", "--quiet", source, folder], Path.cwd()):
-            raise SystemExit(f"repro: found no repository {source}; is the internet on?")
-        if commit and do(["git", "checkout", "--quiet", commit], folder):
-            raise SystemExit(f"repro: found no commit {commit} in {source}")
-        do(["git", "log", "-1", "--format=commit %H of %cs"], folder)
-    else:
-        _unpack(source, places, folder)
-
-
-def _unpack(name: str, places: Sequence[Path], folder: Path) -> None:
-    depths = ["*/" * depth for depth in range(carry.DEPTH)]
-    zips = [path for place in places for depth in depths for path in place.glob(depth + name) if path.is_file()]
-    stem = name.removesuffix(".zip")
-    folders = [path for place in places for depth in depths for path in place.glob(depth + stem) if path.is_dir()]
-    for found in folders:  # platforms unpack what is uploaded
-        if projects := sorted(found.glob("pyproject.toml")) or sorted(found.glob("*/pyproject.toml")):
-            shutil.copytree(projects[0].parent, folder)
-            print(f"copied {projects[0].parent}")
-            return
-    if not zips:
-        raise SystemExit(f"repro: found no {name} in {', '.join(map(str, places))}; upload it and attach it as input")
-    with zipfile.ZipFile(zips[0]) as archive:
-        names = [PurePosixPath(one) for one in archive.namelist()]
-        roots = [one.parent for one in names if one.name == "pyproject.toml"]
-        if not roots or any(one.is_absolute() or ".." in one.parts for one in names):
-            raise SystemExit(f"repro: {zips[0]}: found no project, expected a zip file with a pyproject.toml")
-        aside = folder.with_name(folder.name + ".unpacking")
-        shutil.rmtree(aside, ignore_errors=True)
-        archive.extractall(aside)
-    os.replace(aside / min(roots, key=lambda root: len(root.parts)), folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    print(f"unpacked {zips[0]}")
 
 
 def seconds_left(began: float, hours: float, reserve_s: int) -> int:
@@ -183,10 +143,7 @@ def progress(runs: Path) -> list[str]:
             name = own.name.partition("-")[2]
             wanted = (phases.get(name) or {}).get("iterations", "?")
             step, loss = _last(own / "log.jsonl")
-            if (own / "model.safetensors").exists():
-                state = "finished"
-            else:
-                state = f"step {step} of {wanted}"
+            state = "finished" if (own / "model.safetensors").exists() else f"step {step} of {wanted}"
             lines.append(
                 f"{folder.parent.name} {folder.name}  {own.name}: {state}" + (f", loss {loss:.4g}" if loss else "")
             )

@@ -1,8 +1,8 @@
 """Which storages are alive, and the worst moment: the memory of a piece of code as PyTorch's operations see it.
 
-Own code and not `torch.distributed._tools.MemTracker`: that one reports nothing, without an error, when it is entered outside the fake
-mode, refuses a network that is called twice in a step (a discriminator), and keeps graphs alive by its module hooks. Here are weak
-references to storages and nothing else. What an operation takes and frees within itself is not seen: convolution workspaces, for one.
+Own code and not `torch.distributed._tools.MemTracker`, which is private, reports nothing, without an error, when it is entered before
+the fake mode, and keeps graphs alive by its module hooks. Here are weak references to storages and nothing else; the order does not
+matter. What an operation takes and frees within itself is not seen: the workspace of a convolution, for one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Storage:
 class LiveStorages(TorchDispatchMode):
     """Counts the storages that are made while it is entered, until their last reference is gone, a graph's included.
 
-    Enter it inside `fake_tensors`. What is made counts as "activations and temporaries" until `label` says what it is. `operations`
+    What is made counts as "activations and temporaries" until `label` says what it is. `operations`
     are the names of those that ran, `largest` the bytes of the largest storage.
     """
 
@@ -87,7 +87,7 @@ class LiveStorages(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
                 self._see(leaf.untyped_storage())
-        if self._total > self._peak:
+        if self._total >= self._peak:  # the latest of equal moments: by then more is labelled
             self._peak, self._peak_by_kind = self._total, dict(self._by_kind)
         self._peak_in_blocks = max(self._peak_in_blocks, self._in_blocks)
         return result

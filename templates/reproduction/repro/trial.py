@@ -176,6 +176,7 @@ class _Seen:
     """What was seen of a phase while it trained."""
 
     model: nn.Module | None = None
+    optimiser: torch.optim.Optimizer | None = None
     initial: dict[str, Tensor] = field(default_factory=dict)
     after_first: dict[str, Tensor] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
@@ -196,13 +197,17 @@ class _Killed(BaseException):
 
 def _watch(phase: Phase) -> _Seen:
     """Looks on while `phase` trains."""
-    seen, make_model, minibatch = _Seen(), phase.make_model, phase.minibatch
+    seen, make_model, make_optimiser, minibatch = _Seen(), phase.make_model, phase.make_optimiser, phase.minibatch
 
     def watched_make_model() -> nn.Module:
         model = make_model()
         if seen.model is None:
             seen.model, seen.initial = model, _copy(dict(model.named_parameters()))
         return model
+
+    def watched_make_optimiser(model: nn.Module) -> torch.optim.Optimizer:
+        seen.optimiser = make_optimiser(model)
+        return seen.optimiser
 
     def watched_minibatch(step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         if step == 1:
@@ -211,6 +216,7 @@ def _watch(phase: Phase) -> _Seen:
         return minibatch(step, generator)
 
     object.__setattr__(phase, "make_model", watched_make_model)
+    object.__setattr__(phase, "make_optimiser", watched_make_optimiser)
     object.__setattr__(phase, "minibatch", watched_minibatch)
     return seen
 
@@ -282,7 +288,7 @@ def _fault_of_training(result: PhaseResult, warned: Sequence[warnings.WarningMes
         return f"found values that are not finite in {listed(broken)} after {STEPS} steps"
     for warning in warned:
         if "target size" in str(warning.message):  # (n,) against (n, 1): the loss broadcasts, and trains to the mean
-            return " ".join(str(warning.message).split(".")[0].split())
+            return " ".join(str(warning.message).partition(". ")[0].split())
     return None
 
 
@@ -305,9 +311,18 @@ def _moved(seen: _Seen) -> set[str]:
 
 
 def _fault_of_updates(seen: _Seen) -> str | None:
-    stuck = seen.pushed - _moved(seen)
-    still = [name for name in seen.initial if name in stuck]
-    return f"a gradient reaches {listed(still)}, which did not move in {STEPS} steps" if still else None
+    names = {id(parameter): name for name, parameter in seen.model.named_parameters()}
+    groups = [[names.get(id(p), "?") for p in group["params"]] for group in seen.optimiser.param_groups]
+    held = {name for group in groups for name in group}
+    if lacking := [name for name in names.values() if name in seen.pushed - held]:
+        return f"a gradient reaches {listed(lacking)}, which the optimiser does not have"
+    moved = _moved(seen)
+    for group in groups:
+        # Not each by itself: the gradient of a bias before a normalisation is rounding, and too small to move it.
+        pushed = [name for name in group if name in seen.pushed]
+        if pushed and not moved & set(pushed):
+            return f"a gradient reaches {listed(pushed)}, which did not move in {STEPS} steps"
+    return None
 
 
 def _interrupt(
