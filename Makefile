@@ -18,7 +18,8 @@ DEMO_SETTING := --train-iters 2000 \
 	--set evaluation.floor_draws=1
 DIGITS_DEMO := --train-iters 700 --set evaluation.samples=300 --set evaluation.nearest=100
 
-REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper"
+REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper" --checklist \
+	--note --claims 'rank-*' 'digits-*' 'mnist-reduced-*'
 
 .PHONY: help setup demo test lint site serve reproduce-2d reproduce-digits reproduce-mnist-reduced benchmark test-gpu
 

@@ -1,6 +1,7 @@
 """Predicted against measured time of a training step: phases of the reference implementation and models that are not ours.
 
     python -m benchmarks.step_time [--rounds N] [--device cpu|cuda|cuda:1] [--only NAME ...]
+    python -m benchmarks.step_time --published
 
 Writes benchmarks/results/step_time.json, or step_time_<device>.json for a GPU.
 
@@ -291,6 +292,127 @@ CASES: Mapping[str, Case] = {
 }
 
 
+class Bottleneck(nn.Module):
+    """ResNet-50 v1.5: the stride is in the 3x3 convolution."""
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+
+        def unit(*sizes: int) -> list[nn.Module]:
+            return [nn.Conv2d(*sizes, bias=False), nn.BatchNorm2d(sizes[1])]
+
+        first, second = unit(inputs, width, 1), unit(width, width, 3, stride, 1)
+        self.body = nn.Sequential(*first, nn.ReLU(True), *second, nn.ReLU(True), *unit(width, 4 * width, 1))
+        shortcut = nn.Sequential(*unit(inputs, 4 * width, 1, stride))
+        self.shortcut = shortcut if stride > 1 or inputs != 4 * width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+def resnet50() -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(True)]
+    layers += [nn.MaxPool2d(3, 2, 1)]
+    inputs = 64
+    for stage, count in enumerate((3, 4, 6, 3)):
+        for index in range(count):
+            layers.append(Bottleneck(inputs, 64 * 2**stage, 2 if stage and not index else 1))
+            inputs = 256 * 2**stage
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+
+def resnet50_step(images: int, trains: bool, half: bool) -> Step:
+    model = resnet50()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)
+    x, label = torch.zeros(images, 3, 224, 224), torch.zeros(images, dtype=torch.long)
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            return functional.cross_entropy(model(x).float(), label)
+
+    if trains:
+        return training(model, sgd, loss)
+    model.eval().requires_grad_(False)
+    return loss
+
+
+def gpt2_step() -> Step:
+    """GPT-2 of 124 million parameters with attention in parts, as nanoGPT had it in December 2022: 12 texts of 1024 symbols, bf16."""
+    width, heads, positions, texts = 768, 12, 1024, 12
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.query_key_value, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+            self.register_buffer("past", torch.ones(positions, positions).tril().bool()[None, None])
+
+        def forward(self, x: Tensor) -> Tensor:
+            split = self.query_key_value(self.norm(x)).view(texts, positions, 3, heads, width // heads)
+            query, key, value = split.permute(2, 0, 3, 1, 4)
+            weights = (query @ key.transpose(-2, -1)) * (width // heads) ** -0.5
+            weights = weights.masked_fill(~self.past, float("-inf")).softmax(-1)
+            x = x + self.project((weights @ value).transpose(1, 2).reshape(texts, positions, width))
+            return x + self.mlp(self.after(x))
+
+    symbols, places = nn.Embedding(50304, width), nn.Embedding(positions, width)
+    model = nn.Sequential(*(Layer() for _ in range(12)), nn.LayerNorm(width))
+    weights = [*symbols.parameters(), *places.parameters(), *model.parameters()]
+    adam = torch.optim.AdamW(weights, lr=1e-4, foreach=True)
+    x = torch.zeros(texts, positions, dtype=torch.long)
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model(symbols(x) + places(torch.arange(positions)))
+            scores = functional.linear(hidden, symbols.weight)
+        return functional.cross_entropy(scores.flatten(0, 1).float(), x.flatten())
+
+    return training(model, adam, loss)
+
+
+NVIDIA = "NVIDIA DeepLearningExamples, PyTorch ResNet-50 v1.5, README (pytorch-21.03 container)"
+PUBLISHED = (
+    ("ResNet-50 training", "A100-SXM-80GB", "tf32", 128, 128 / 938, lambda: resnet50_step(128, True, False), NVIDIA),
+    ("ResNet-50 training, mixed", "A100-SXM-80GB", "fp16", 128, 128 / 2470, lambda: resnet50_step(128, True, True), NVIDIA),
+    ("ResNet-50 training", "V100-SXM2-16GB", "float32", 128, 128 / 367, lambda: resnet50_step(128, True, False), NVIDIA),
+    ("ResNet-50 training, mixed", "V100-SXM2-16GB", "fp16", 128, 128 / 1200, lambda: resnet50_step(128, True, True), NVIDIA),
+    ("ResNet-50 inference", "V100-SXM2-16GB", "float32", 128, 0.10926, lambda: resnet50_step(128, False, False), NVIDIA),
+    ("ResNet-50 inference, mixed", "V100-SXM2-16GB", "fp16", 128, 0.04355, lambda: resnet50_step(128, False, True), NVIDIA),
+    ("ResNet-50 inference", "T4", "float32", 128, 0.30926, lambda: resnet50_step(128, False, False), NVIDIA),
+    ("ResNet-50 inference, mixed", "T4", "fp16", 128, 0.11424, lambda: resnet50_step(128, False, True), NVIDIA),
+    ("ResNet-50 inference, 1 image", "T4", "float32", 1, 0.0107, lambda: resnet50_step(1, False, False), NVIDIA),
+    ("GPT-2 training, bf16", "A100-SXM-40GB", "float32", 12, 0.250, gpt2_step,
+     "nanoGPT README, December 2022, without torch.compile"),
+)  # fmt: skip
+"""What others measured: name, device, precision of float32 products, batch, seconds of a step, the step, where it stands. The shares of the
+peaks in `repro.roofline` were written down before these were looked up, and are unchanged since."""
+
+
+def against_published() -> dict:
+    """Predictions from data sheets against times that others published."""
+    rows = []
+    for name, device, precision, batch, seconds, make, source in PUBLISHED:
+        with fake_tensors():
+            step = make()
+            step()
+            cost = step_cost(step)
+        found = predict(cost, find(device), precision)
+        rows.append(
+            {
+                "name": name,
+                "device": device,
+                "batch": batch,
+                "predicted_ms": [round(1e3 * one, 2) for one in (found.low, found.likely, found.high)],
+                "published_ms": round(1e3 * seconds, 2),
+                "ratio": round(found.likely / seconds, 3),
+                "within": found.low <= seconds <= found.high,
+                "source": source,
+            }
+        )
+    return {"torch": torch.__version__, "commit": git_commit(ROOT), "rows": rows}
+
+
 def recorded(case: Case) -> Cost:
     """The cost of a step on fake tensors, as a CPU does it."""
     with fake_tensors():
@@ -368,7 +490,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--published", action="store_true", help="against figures of others, in place of measuring")
     options = parser.parse_args()
+    if options.published:
+        found = against_published()
+        (RESULTS / "step_time_published.json").write_text(json.dumps(found, indent=1) + "\n")
+        for row in found["rows"]:
+            low, likely, high = row["predicted_ms"]
+            print(
+                f"{row['name']:30} {row['device']:16} published {row['published_ms']:7.1f}  predicted {low:7.1f} {likely:7.1f} {high:7.1f}  ratio {row['ratio']:.2f}"
+            )
+        return
     cases = {name: case for name, case in CASES.items() if options.only is None or name in options.only}
     device = torch.device(options.device)
     found = measure_on_cpu(cases, options.rounds) if device.type == "cpu" else measure_on_gpu(cases, device)
