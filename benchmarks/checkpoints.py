@@ -11,7 +11,6 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -24,7 +23,7 @@ from repro.runtime import Runtime
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "checkpoints.json"
 EXPERIMENT = "cifar10"
-ROUNDS = 5
+ROUNDS = 7
 
 
 def state_of(experiment: str) -> dict:
@@ -41,13 +40,13 @@ def state_of(experiment: str) -> dict:
 
 
 def seconds(function) -> float:
-    """The median over rounds."""
+    """The least of some rounds: what else the machine does only adds."""
     times = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
         function()
         times.append(time.perf_counter() - began)
-    return median(times)
+    return min(times)
 
 
 def measure(state: dict, folder: Path) -> dict[str, float]:

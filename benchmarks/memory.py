@@ -157,6 +157,7 @@ def sinkhorn_peaks(n: int, d: int, setting: dict[str, float]) -> list[dict]:
             x, y, **setting, backend="tensorized"
         ),
         "debiased divergence and its gradient": lambda: gradient(debiased, x, y),
+        "two debiased divergences, backward into x and y, points counted": lambda: backward_twice(debiased, x, y),
         "closed form, velocity": lambda: sinkhorn.velocity(x, y, **setting),
     }
     rows = []
@@ -175,6 +176,14 @@ def sinkhorn_peaks(n: int, d: int, setting: dict[str, float]) -> list[dict]:
 def gradient(loss: SamplesLoss, x: Tensor, y: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     return torch.autograd.grad(loss(x, y), x)[0]
+
+
+def backward_twice(loss: SamplesLoss, x: Tensor, y: Tensor) -> Tensor:
+    """As a dossier of this project measured it."""
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    loss(x, y).backward()
+    loss(x, x.detach().clone()).backward()
+    return x.grad
 
 
 def on_cuda(project: Project, experiments: Sequence[str]) -> dict:
@@ -271,6 +280,8 @@ def with_tables(page: str) -> str:
         "memory-gpu": gpu_table(json.loads(gpu.read_text())) if gpu.exists() else NO_GPU,
     }
     for name, table in tables.items():
+        if f"<!-- measured:{name} -->" not in page:
+            raise SystemExit(f"{PAGE}: found no place for the table {name}")
         start, end = f"<!-- measured:{name} -->\n", f"<!-- /measured:{name} -->\n"
         before, _, rest = page.partition(start)
         _, _, after = rest.partition(end)

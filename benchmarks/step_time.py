@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_time [--rounds N] [--device cpu|cuda|cuda:1] [--only NAME ...]
     python -m benchmarks.step_time --published
+    python -m benchmarks.step_time --page
 
 Writes benchmarks/results/step_time.json, or step_time_<device>.json for a GPU.
 
@@ -484,14 +485,72 @@ def _row(name: str, case: Case, cost: Cost, predicted: Range, measured: float, t
     }
 
 
+PAGE = ROOT / "refs" / "time.md"
+FIRST_LOOKS = ("step_time_first_look.json", "step_time_published_first_look.json")
+
+
+def cpu_table() -> str:
+    """Markdown: measured and predicted steps on the CPU, the ratio now and at the first look."""
+    now, first = (json.loads((RESULTS / name).read_text()) for name in ("step_time.json", FIRST_LOOKS[0]))
+    lines = [
+        "| model | | measured ms | predicted ms | predicted / measured | at the first look |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in now["cases"].items():
+        kind = "held out" if row["held_out"] else "mended" if name in MENDED else "looked at"
+        low, likely, high = (_short(one) for one in row["predicted_ms"])
+        ratio = f"{row['ratio']:.2f}" if 1 / 1.5 <= row["ratio"] <= 1.5 else f"**{row['ratio']:.2f}**"
+        before = first["cases"][name]["ratio"]
+        lines.append(
+            f"| {name} ({row['what']}) | {kind} | {_short(row['measured_ms'])} | {likely} ({low} to {high}) | {ratio} | {before:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def published_table() -> str:
+    """Markdown: times that others published, and predictions from data sheets."""
+    now, first = (json.loads((RESULTS / name).read_text()) for name in ("step_time_published.json", FIRST_LOOKS[1]))
+    lines = [
+        "| step | device | published ms | predicted ms | predicted / published | at the first look |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, before in zip(now["rows"], first["rows"], strict=True):
+        low, likely, high = (_short(one) for one in row["predicted_ms"])
+        outside = "" if before["within"] else ", outside"
+        ratio = f"{row['ratio']:.2f}" if row["within"] else f"**{row['ratio']:.2f}**"
+        lines.append(
+            f"| {row['name']}, batch {row['batch']} | {row['device']} | {_short(row['published_ms'])} | {likely} ({low} to {high}) | {ratio} "
+            f"| {before['ratio']:.2f}{outside} |"
+        )
+    return "\n".join(lines)
+
+
+def page_with_tables(text: str) -> str:
+    """refs/time.md with what stands between its markers made anew."""
+    for name, table in (("steps", cpu_table()), ("published", published_table())):
+        begin, end = f"<!-- {name}: made by benchmarks/step_time.py -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    return text
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 99.5 else f"{number:.1f}" if number >= 9.95 else f"{number:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--page", action="store_true", help="make the tables of refs/time.md anew, measure nothing")
     parser.add_argument("--published", action="store_true", help="against figures of others, in place of measuring")
     options = parser.parse_args()
+    if options.page:
+        PAGE.write_text(page_with_tables(PAGE.read_text()))
+        return
     if options.published:
         found = against_published()
         (RESULTS / "step_time_published.json").write_text(json.dumps(found, indent=1) + "\n")

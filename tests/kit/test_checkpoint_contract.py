@@ -1,5 +1,6 @@
 """What a user may rely on of the saved states of a run: damage is noticed, named and survived, a full disk costs nothing."""
 
+import json
 import os
 import resource
 import shutil
@@ -365,3 +366,18 @@ def test_what_a_killed_save_left_is_gone_when_the_phase_goes_on(project, monkeyp
         path.write_bytes(b"half a state")
     killed(monkeypatch, Line, 7, "--resume")
     assert not any(path.exists() for path in left)
+
+
+# --- what it costs -----------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_was_measured():
+    root = Path(__file__).parents[2]
+    measured = json.loads((root / "benchmarks/results/checkpoints.json").read_text())
+    page = " ".join((root / "refs/checkpoints.md").read_text().split())
+    assert (
+        f"{measured['gigabytes']:.2f} GB, a save takes {measured['save_s']:.1f} s, {measured['checksum_s']:.1f} s of it for the checksum, "
+        f"and a load {measured['load_s']:.1f} s" in page
+    )
+    assert f"That is {measured['checksum_s'] / measured['gigabytes']:.1f} s of checksum per GB" in page
+    assert measured["machine"]["processor"] and len(measured["commit"]) >= 40

@@ -9,13 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from repro import cost, duration, roofline
+from repro import cost, duration, roofline, this_machine
+from repro.cli import main
 from repro.cost import Cost, Op, step_cost
 from repro.devices import DEVICES, find
 from repro.duration import DISK_BYTES_S, Measured, PartCost, PhaseCost, read_measured, sessions, time_of, warnings_of
 from repro.errors import BadInput
 from repro.fake import fake_tensors
 from repro.roofline import Range, predict
+from repro.this_machine import Curve
+from repro.this_machine import Measured as MeasuredMachine
 
 FLOAT = 4
 
@@ -443,8 +446,6 @@ def test_a_file_that_is_no_record_is_refused(tmp_path, content):
 
 def test_a_probe_measures_what_it_counts():
     """No wall-clock assertion: the speed is the counted work by the time that a given clock says it took."""
-    from repro import this_machine
-
     x = torch.zeros(256)
     size, speed = this_machine._rate([lambda: x + x], "bytes", bare_s=0.0)
     assert size == 2 * 256 * FLOAT
@@ -452,28 +453,56 @@ def test_a_probe_measures_what_it_counts():
 
 
 def test_curves_run_through_their_points_and_stay_level_beyond():
-    from repro.this_machine import Curve
-
     curve = Curve([1e3, 1e6], [1e9, 4e9])
     assert [curve(size) for size in (1, 1e3, 1e6, 1e9)] == pytest.approx([1e9, 1e9, 4e9, 4e9])
     assert curve(math.sqrt(1e9)) == pytest.approx(2e9)
 
 
 def test_measured_speeds_predict_in_order():
-    from repro.this_machine import Curve, Measured
-
     level = Curve([1.0], [1e10])
     keys = [("product", False, False), ("product", False, True)]
-    found = Measured(1, dict.fromkeys(keys, level), {"elementwise": level}, 1e-6, 1e-7, 0.0).speeds
+    found = MeasuredMachine(1, dict.fromkeys(keys, level), {"elementwise": level}, 1e-6, 1e-7, 0.0).speeds
     predicted = predict(large_product() + small_operations(), found)
     assert predicted.low < predicted.likely < predicted.high
-    assert predicted.low > 2 * 8192**3 / 1e10 / 1.2
+    assert predicted.low > 2 * 8192**3 / 1e10 / this_machine.IN_A_STEP.low
 
 
 def test_a_formula_for_every_kind_of_product_has_a_share_of_the_peak():
     assert {f"{kind} {unit}" for kind in cost.PRODUCTS for unit in ("float32", "tensor")} <= set(
         roofline.UTILISATION
     ) | {"recurrent tensor"}
+
+
+# The command
+
+
+def test_the_command_gives_hours_of_every_phase(project, capsys):
+    assert main(["memory", "toy", "--on", "T4", "--session-hours", "9", "--json"]) in (0, 1)
+    found = json.loads(capsys.readouterr().out)["time"]["devices"]["T4"]["toy"]
+    assert found["missing"] == []
+    for phase in found["phases"].values():
+        low, likely, high = phase["hours"]
+        assert 0 < low < likely < high
+    assert found["hours"][1] > found["hours_of_a_seed"][1]
+    assert found["sessions"] == [1, 1, 1]
+
+
+def test_the_command_measures_this_machine_when_asked(project, capsys, monkeypatch):
+    from repro import hours
+
+    level = Curve([1.0], [1e9])
+    keys = [(kind, False, half) for kind in cost.PRODUCTS for half in (False, True)]
+    probes = MeasuredMachine(1, dict.fromkeys(keys, level), {"elementwise": level}, 1e-6, 1e-7, 0.0)
+    monkeypatch.setattr(hours, "measure", lambda: probes)
+    main(["memory", "toy", "--on", "this"])
+    assert "probes of this machine" in capsys.readouterr().out
+
+
+def test_a_path_without_records_is_refused_before_anything_is_printed(project, capsys):
+    assert main(["memory", "toy", "--on", "T4", "--measured", "nowhere"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "--measured: found no nowhere" in said.err
 
 
 @pytest.mark.gpu

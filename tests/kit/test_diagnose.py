@@ -16,12 +16,15 @@ from torch import nn
 
 from benchmarks.diagnose import BUGS, SOUND, altered, cases, kinds, phases_of, rates
 from repro import cli
+from repro.bench import Bench, constants
 from repro.checkpoint import save
 from repro.curves import curve_findings, curves_of, in_words
 from repro.diagnose import _Networks, add_arguments
-from repro.diagnostics import Bench, Column, Fit, Learning, Measured, Parameters, Rows, constants, measure
-from repro.hypotheses import Place, findings, notes
+from repro.diagnostics import measure
+from repro.explanation import Place
+from repro.hypotheses import findings, notes
 from repro.instruments import Activations, Flatness, Pairings, Unfit, outputs_replaced
+from repro.measured import Column, Fit, Learning, Measured, Parameters, Rows
 from repro.phases import Phase
 from repro.randomness import generator
 
@@ -75,12 +78,12 @@ def diagnosed(phase: Phase, steps: int = 50) -> tuple[Measured, list[str]]:
 
 @pytest.mark.parametrize(("bug", "experiment", "phase"), [case for case in IN_THE_KIT if case[0] != HARMLESS])
 def test_a_planted_bug_is_named_first(bug, experiment, phase):
-    assert kinds(experiment, phase, bug, seed=0, steps=100)[:1] == [BUGS[bug][0]]
+    assert kinds(experiment, phase, bug, seed=0, steps=60)[:1] == [BUGS[bug][0]]
 
 
 @pytest.mark.parametrize(("experiment", "phase"), [(e, p) for e in ("toy", "line") for p in SOUND[e]])
 def test_a_sound_phase_is_silent(experiment, phase):
-    assert kinds(experiment, phase, None, seed=0, steps=100) == []
+    assert kinds(experiment, phase, None, seed=0, steps=60) == []
 
 
 @pytest.mark.parametrize("phase", [Plain(), Classes()])
@@ -114,6 +117,27 @@ def test_rows_that_are_not_finite_are_named_by_their_time():
     assert found == ["not-finite"]
     low, high = measured.bad_rows["t"]
     assert 0.9 < low < high <= 1 and 0.05 < measured.bad_count[0] / measured.bad_count[1] < 0.15
+
+
+def test_a_row_that_only_a_later_minibatch_has_is_told_from_a_rate_that_is_too_large():
+    def minibatch(sound, step, generator):
+        batch = sound.minibatch(step, generator)
+        if step == 7:
+            batch["t"][5] = 2.0
+        return batch
+
+    def loss(sound, model, batch):
+        return sound.loss(model, batch) + 0 * (1.5 - batch["t"]).sqrt().mean()
+
+    measured, found = diagnosed(altered(Plain(), minibatch=minibatch, loss=loss))
+    assert found == ["not-finite"] and measured.bad_rows["t"] == (2.0, 2.0)
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_named():
+    def loss(sound, model, batch):
+        return sound.loss(model, batch) + (0 * model(batch["x"])).square().sum(1).sqrt().mean()
+
+    assert diagnosed(altered(Plain(), loss=loss))[1] == ["gradient-not-finite"]
 
 
 def test_a_column_with_nan_comes_before_the_loss_that_it_spoils():

@@ -303,6 +303,13 @@ def test_the_minibatch_is_shared_out_between_processes():
     assert total(two) < total(one)
 
 
+def test_rows_that_cannot_be_shared_out_are_refused_as_a_run_refuses_them():
+    with pytest.raises(
+        BadInput, match=r"phases\.small\.batch_size: found a minibatch of 8, expected a multiple of the 3"
+    ):
+        of_phase(Small(), [], processes=3)
+
+
 def test_what_is_built_for_the_phase_lies_on_the_host(monkeypatch):
     """A pool of 100 MB is no device memory."""
     before = total(of_phase(Small(), []))

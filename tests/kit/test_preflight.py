@@ -19,9 +19,9 @@ from toy_project import CONFIG, SPEC, write_yaml
 
 from repro import check, devices, findings, preflight
 from repro.cli import main
-from repro.config import Section
+from repro.config import Section, load
 from repro.errors import BadInput
-from repro.method import Evaluation, Probe
+from repro.method import Evaluation, Probe, find_project
 from repro.preflight import Task, _in_processes
 from repro.preflight_checks import CHECKS, Findings
 
@@ -563,6 +563,32 @@ def test_an_unknown_device_is_refused_before_anything_runs(toy, capsys):
     assert capsys.readouterr().err.startswith("repro: device: found 'T1000000'")
 
 
+# --- tiny sizes
+
+
+def test_tiny_overrides_apply_where_they_match_and_are_passed_over_elsewhere(toy, monkeypatch, capsys):
+    sizes, real = [], Line.prepare
+
+    def prepare(self, *arguments):
+        sizes.append(self.config.pool_size)
+        real(self, *arguments)
+
+    monkeypatch.setattr(Line, "prepare", prepare)
+    toy(tiny=("pool_size=5", "evaluation.samples=3"))
+    silent(capsys)
+    assert set(sizes) == {5}
+
+
+def test_of_tiny_overrides_by_pattern_the_first_that_matches_counts(toy, project):
+    toy(tiny={"2d-*": ["pool_size=1"], "t*": ["pool_size=2"], "*": ["pool_size=3"]})
+    found = find_project(project)
+    config, _ = load(Config, found.experiments()["toy"])
+    assert [found.tiny(name, config) for name in ("2d-moons", "toy", "other")] == [
+        ["pool_size=1"], ["pool_size=2"], ["pool_size=3"],
+    ]  # fmt: skip
+    assert replace(found, method=replace(found.method, tiny={"2d-*": ["pool_size=1"]})).tiny("toy", config) == []
+
+
 # --- the project
 
 
@@ -606,7 +632,7 @@ def test_the_page_fits_a_terminal_and_says_what_to_do(toy, monkeypatch, capsys):
     at = lines.index("FAIL  gradients (toy; phase line): no gradient reaches spare")
     assert lines[at + 1] == f"      fix: {CHECKS['gradients'].fix}"
     assert any(line.startswith("n/a   memory (toy): no device was named") for line in lines)
-    assert lines[-1].split(", ")[1].startswith("1 failed; 1 experiments")
+    assert lines[-1].split(", ")[1].startswith("1 failed; 1 experiment")
 
 
 def test_what_a_method_prints_is_no_data(toy, monkeypatch, capsys):

@@ -1,7 +1,8 @@
 """m08: memory guessed, with a formula nobody measured.
 
 The storages that a Sinkhorn velocity makes are counted. Both implementations hold a few N x D copies and a few N x N matrices at a time, far
-below what was believed, and none ever makes a tensor of N x N x D elements.
+below what was believed, and none ever makes a tensor of N x N x D elements. `repro memory` says so before a run. The ways to get the
+estimate itself wrong (one step, no `foreach`, a graph that is kept) are planted in tests/kit/test_fake.py.
 """
 
 import re
@@ -14,6 +15,9 @@ import torch
 from nsgf import geomloss_velocity, sinkhorn
 from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
+from repro.footprint import of_phase
+from repro.memory_estimate import Planned
+from repro.method import find_project
 
 MNIST, CIFAR10, SMALL = (256, 784), (128, 3072), (64, 48)
 BELIEVED_MB = {MNIST: 200, CIFAR10: 600}  # one call of the library; a velocity makes two
@@ -97,6 +101,33 @@ def test_the_belief_is_far_off_and_the_document_is_not(storages, shape):
     assert 0.5 < documented_mib()[shape] / mib < 2, (
         f"LEARNING.md says {documented_mib()[shape]} MiB, measured are {mib:.1f}"
     )
+
+
+def pool_bytes(experiment):
+    """What `repro memory` finds for one velocity of the pool, above the networks and the optimiser that lie beside it."""
+    phase = Planned.read(find_project(Path(__file__)), experiment, []).phases()[0]
+    (velocity,) = of_phase(phase, [], steps=1).parts[1:]
+    resident = sum(velocity.peak.by_kind.get(kind, 0) for kind in ("parameters", "optimiser"))
+    return (
+        velocity.peak.total - resident - sum(weight.nbytes for weight in phase.make_model().parameters())
+    )  # gradients
+
+
+@pytest.mark.parametrize(("experiment", "shape"), [("2d-moons", (256, 2)), ("cifar10", CIFAR10)])
+def test_the_estimate_says_that_n_is_not_what_does_not_fit(experiment, shape):
+    """The notes cut n, which defines the velocity, because of the belief. The command says what the velocity takes.
+
+    The points and a minibatch of the phase lie beside it: four more N x D.
+    """
+    n, d = shape
+    assert 0 < pool_bytes(experiment) <= FLOAT32 * (10 * n * d + 6 * n * n)
+
+
+def test_the_estimate_catches_products_by_hand(monkeypatch):
+    """Planted: the N x D x N products of the formula. The estimate sees them without a device and without memory for them."""
+    plant_products_by_hand(monkeypatch)
+    n, d = CIFAR10
+    assert pool_bytes("cifar10") > FLOAT32 * n * n * d
 
 
 @pytest.mark.parametrize("variant", innocent)

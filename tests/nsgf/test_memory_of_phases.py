@@ -11,13 +11,13 @@ import torch
 
 from benchmarks import memory as benchmark
 from benchmarks.plain_models import PLAIN
-from nsgf import sinkhorn
+from nsgf import sinkhorn, unet
 from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
 from repro.config import load
 from repro.fake import CPU, networks
 from repro.footprint import of_evaluation, of_phase, of_step
-from repro.memory import Planned
+from repro.memory_estimate import Planned
 from repro.method import find_project
 from repro.randomness import generator
 from repro.runtime import Runtime
@@ -209,6 +209,25 @@ def test_the_estimate_is_near_what_a_gpu_counts(experiment):
         workspaces = row["needed"] - row["context"] - row["estimate"] * 11 // 10
         assert row["estimate"] * 0.9 <= row["allocated"] <= row["estimate"] * 1.1 + workspaces, (row, len(before))
         assert row["reserved"] + row["context"] <= row["needed"], row
+
+
+def test_what_the_page_says_about_attention_that_is_not_fused(monkeypatch):
+    def forward(self, h):
+        split = self.query_key_value(self.norm(h)).reshape(len(h), self.heads, 3, self.head_channels, -1)
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            *(one.contiguous() for one in split.transpose(3, 4).unbind(2))
+        )
+        return h + self.project(mixed.transpose(2, 3).reshape(h.shape))
+
+    def mib():
+        found = of_phase(Planned.read(PROJECT, "mnist", []).phases()[0], [], steps=2, work=False)
+        return round(found.parts[0].peak.total / 2**20), len(found.notes)
+
+    before = mib()
+    monkeypatch.setattr(unet.SelfAttention, "forward", forward)
+    after = mib()
+    assert (before[1], after[1]) == (1, 0)
+    assert f"takes {before[0]} MiB; with three `.contiguous()` it would take {after[0]}" in benchmark.PAGE.read_text()
 
 
 def test_networks_of_a_phase_are_frozen_for_the_next():

@@ -38,6 +38,9 @@ COMMANDS = {
 }
 """The module and the purpose of each command, in the order of the work."""
 
+LONGEST_LINE = 1000
+"""Of a message, in signs. The end is kept: it says what is expected."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
@@ -48,10 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
             return options.command(options)
     except BadInput as error:
         for problem in error.problems:
-            print(f"repro: {problem}", file=sys.stderr)
+            print(f"repro: {_one_line(problem)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except RunFailed as error:
-        print(f"repro: {error}", file=sys.stderr)
+        print(f"repro: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_RUN_FAILED
     except KeyboardInterrupt:
         print("repro: interrupted; go on with the same command and --resume", file=sys.stderr)
@@ -59,6 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     except Terminated:
         print("repro: ended by SIGTERM; go on with the same command and --resume", file=sys.stderr)
         return EXIT_TERMINATED
+
+
+def _one_line(problem: str) -> str:
+    """What was found may hold anything: line breaks that look like another message, colours of a terminal, a whole file."""
+    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in problem)
+    return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE // 2]} ... {shown[-LONGEST_LINE // 3 :]}"
 
 
 def parser(asked: str | None) -> _Parser:

@@ -41,6 +41,9 @@ class RunConfig(Section):
     pace: Pace
 
 
+MOST_VALUES = 1_000_000
+"""In one file. A dozen lines of aliases of aliases stand for billions."""
+
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -77,14 +80,15 @@ def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key in keys:
+    known = set()
+    for key in (loader.construct_object(key, deep=True) for key, _ in node.value):
         if not isinstance(key, str):
             raise yaml.MarkedYAMLError(problem=f"found the key {key!r}, expected text", problem_mark=node.start_mark)
-        if keys.count(key) > 1:
+        if key in known:
             raise yaml.MarkedYAMLError(
                 problem=f"found the key '{key}' twice, expected once", problem_mark=node.start_mark
             )
+        known.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -95,12 +99,29 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 def parse_yaml(text: str, source: str) -> Any:
     """The plain data in a YAML text. Raises BadInput with the line when it is no YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+        data = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+        if _size(data, {}) > MOST_VALUES:
+            raise ValueError(f"found more than {MOST_VALUES:,} values, each alias counted, expected fewer")
+        return data
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise BadInput(f"{source}{line}: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{source}: no YAML: {' '.join(str(error).split())}") from None
+
+
+def _size(data: Any, known: dict[int, int]) -> int:
+    """How many values there are when every alias is written out: each is one object in memory, however often it stands there."""
+    if data is None or isinstance(data, bool | int | float | str):
+        return 1
+    if not isinstance(data, dict | list):
+        raise ValueError(f"found a value of type {type(data).__name__}, expected text, numbers, lists and mappings")
+    if id(data) not in known:
+        known[id(data)] = 0  # being counted
+        known[id(data)] = 1 + sum(_size(item, known) for item in (data.values() if isinstance(data, dict) else data))
+    if not known[id(data)]:
+        raise ValueError("found an alias inside of what it stands for")
+    return known[id(data)]
 
 
 def read_yaml(path: Path) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
-from repro.hypotheses import Finding, Hypothesis, Place
+from repro.explanation import Finding, Hypothesis, Place
 
 Curve = list[tuple[int, float]]
 

@@ -18,12 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from repro import arguments
+from repro.bench import Bench
 from repro.checkpoint import load as load_state
 from repro.curves import curve_findings, curves_of, in_words
-from repro.diagnostics import Bench, Measured, measure, train
+from repro.diagnostics import measure, train
 from repro.distributed import World
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
-from repro.hypotheses import Finding, Place, findings, notes
+from repro.explanation import Finding, Place
+from repro.hypotheses import findings, notes
+from repro.measured import Column, Measured
 from repro.method import find_project
 from repro.phases import Phase
 from repro.run import Plan, plan
@@ -324,7 +327,7 @@ def _rows(one: Diagnosis) -> Iterator[tuple[str, str]]:
         yield "note", text
 
 
-def _column(column) -> str:
+def _column(column: Column) -> str:
     places = f", {column.constant_places} places never change" if column.constant_places and not column.constant else ""
     return (
         f"{column.shape} {column.dtype}, mean {column.mean:.3g}, std {column.std:.3g}, "

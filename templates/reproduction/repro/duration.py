@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from pydantic import PositiveFloat
-from torch import Tensor
+from torch import Tensor, nn
 
 from repro.config import RunConfig, Section, read_yaml, validate
 from repro.cost import Cost, step_cost
@@ -74,16 +74,13 @@ class PhaseCost:
 def cost_of_phase(phase: Phase, before: Sequence[Phase], config: RunConfig, *, on_a_gpu: bool = True) -> PhaseCost:
     """Records a step and the other work of a fresh `phase` on fake tensors. Raises CannotRehearse where it does not run so.
 
-    on_a_gpu: the optimiser updates all weights at once, as PyTorch has it on a GPU, not one after the other.
+    on_a_gpu: as PyTorch does the step there: autocast leaves more in float32, and the optimiser updates all weights at once.
     """
     what = f"phase {phase.name}"
     with reported_as(what):
         others = tuple(phase.work())
     with fake_tensors(), reported_as(what):
-        rehearsal = Rehearsal(phase, networks(before))
-        if not on_a_gpu:
-            for group in rehearsal.optimiser.param_groups:
-                group["foreach"] = None
+        rehearsal = (Rehearsal if on_a_gpu else _OnACPU)(phase, networks(before))
         rehearsal(0)
         parts = [PartCost("step", phase.iterations, step_cost(lambda: rehearsal(1)))]
         parts += [PartCost(one.name, one.times, step_cost(one.run)) for one in others]
@@ -94,6 +91,21 @@ def cost_of_phase(phase: Phase, before: Sequence[Phase], config: RunConfig, *, o
     return PhaseCost(
         phase.name, tuple(parts), precision, state_bytes, _shaping(config.model_dump(mode="json"), phase.name)
     )
+
+
+class _OnACPU(Rehearsal):
+    """The step as PyTorch does it on a CPU."""
+
+    def __init__(self, phase: Phase, earlier: Mapping[str, nn.Module]):
+        super().__init__(phase, earlier)
+        for group in self.optimiser.param_groups:
+            group["foreach"] = None
+
+    def __call__(self, number: int) -> None:
+        batch = {name: column.clone() for name, column in self.minibatch.items()}
+        with self._stepper.autocast():
+            loss = self.phase.loss(self.model, batch)
+        self._stepper.step(loss, number)
 
 
 def cost_of_evaluation(
@@ -223,7 +235,7 @@ def warnings_of(times: PhaseTime, session_hours: float | None) -> list[str]:
     ):
         fitting = max(1, int(SESSION_PART * session_hours * 3600 / step.high))
         lines.append(
-            f"{times.name}: up to {between / 3600:.1f} h between two saved states, more than a tenth of a session of "
+            f"{times.name}: up to {_span(between)} between two saved states, more than a tenth of a session of "
             f"{session_hours:g} h; --set pace.checkpoint_every={fitting}"
         )
     part = times.save_s / (times.save_s + times.every * step.likely)
@@ -234,6 +246,10 @@ def warnings_of(times: PhaseTime, session_hours: float | None) -> list[str]:
             f"{DISK_BYTES_S / 1e6:.0f} MB/s; --set pace.checkpoint_every={fitting}"
         )
     return lines
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def read_measured(path: Path) -> list[Measured]:

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import (  # private; the range of torch in wh
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from repro.distributed import World
 from repro.errors import BadInput
 from repro.phases import Phase
 from repro.step import Stepper
@@ -95,7 +96,8 @@ class Rehearsal:
 
     `earlier` are the networks of the phases before (see `networks`). `processes` share the rows of a minibatch; only the first share
     is computed, without exchanging gradients. Two steps are the least that says something: Adam's state exists after the first.
-    `device` is another than the CPU only for real tensors, to hold a rehearsal against a GPU.
+    `device` is another than the CPU only for real tensors, to hold a rehearsal against a GPU. Raises BadInput for rows that cannot
+    be shared out equally.
     """
 
     def __init__(self, phase: Phase, earlier: Mapping[str, nn.Module], processes: int = 1, device: torch.device = CPU):
@@ -104,7 +106,7 @@ class Rehearsal:
         self.optimiser = as_on_a_gpu(phase.make_optimiser(self.model))
         self._stepper = _Stepper(self.model, self.optimiser, phase.options, device)
         rows = phase.rehearse(earlier)
-        self.minibatch = {name: column[: max(1, len(column) // processes)] for name, column in rows.items()}
+        self.minibatch = World(0, processes).share_of(rows, phase.name)
         self._batch, self._loss = None, None
         self.model.train()
 

@@ -214,9 +214,14 @@ def _rows_of(phase: PhaseTime) -> Iterator[list[str]]:
         yield [f"    of it {part.name}", f"{part.times:,}", _text(part.once * 1e3), _hours_text(hours), ""]
 
 
+def _what(times: Times) -> str:
+    experiments, seeds = len(times.plans), times.seeds
+    return f"{experiments} experiment{'s' * (experiments > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+
+
 def _sums(times: Times, device: Device, total: Range) -> Iterator[str]:
-    what = f"{len(times.plans)} experiment{'s' * (len(times.plans) > 1)}, {times.seeds} seed{'s' * (times.seeds > 1)}"
-    yield f"{what} on {device.name}: {_hours_text(total)} hours{_sessions_text(total, times.session_hours)}"
+    what = _what(times)
+    yield f"{what} on {device.name}: {_span_text(total)}{_sessions_text(total, times.session_hours)}"
     if times.budget is not None and times.budget[0].lower() == device.name.lower():
         hours = times.budget[1]
         verdict = "within" if total.high <= hours else "likely within" if total.likely <= hours else "over"
@@ -232,10 +237,10 @@ def _sessions_text(total: Range, session_hours: float | None) -> str:
 
 def _legend(times: Times, device: Device) -> Iterator[str]:
     if device.name == HERE:
-        yield "An estimate from probes of this machine, which took some seconds; see refs/time.md for how far it was off."
+        yield "An estimate from probes of this machine. Steps of models that nothing was fitted to lay within a factor of 1.5 of it."
     else:
-        yield "An estimate from a data sheet and assumed shares of its peaks: nothing of it was measured on a GPU. Ten real steps"
-        yield "on the device are worth more: pass their time with --measured (refs/time.md)."
+        yield "An estimate from a data sheet and assumed shares of its peaks: nothing of it was measured on a GPU. Plan with the upper"
+        yield "end. A hundred real steps on the device are worth more: give their record, or their seconds, with --measured."
     if not times.measured:
         yield "Not in it: reading and drawing data, compiling, waiting for a session, a device that throttles."
 
@@ -247,9 +252,8 @@ def _all_devices(times: Times) -> str:
         total = sum((one.in_all for one in found), NOTHING)
         missing = [line for one in found for line in one.missing]
         remark = f"without {len(missing)} parts that do not run there" if missing else ""
-        rows.append([device.name, _hours_text(total), _sessions_text(total, times.session_hours).lstrip("; "), remark])
-    what = f"{len(times.plans)} experiments, {times.seeds} seeds"
-    header = [f"hours: {what}", "likely (low to high)", "", ""]
+        rows.append([device.name, _span_text(total), _sessions_text(total, times.session_hours).lstrip("; "), remark])
+    header = [f"time: {_what(times)}", "likely (low to high)", "", ""]
     return "\n".join([_table(header, rows), "", *_legend(times, times.devices[0]), *notes])
 
 
@@ -280,6 +284,10 @@ def _experiment_json(one: ExperimentTime, session_hours: float | None) -> dict[s
 
 def _hours_text(hours: Range) -> str:
     return "<0.01" if hours.high < 0.01 else _text(hours)
+
+
+def _span_text(hours: Range) -> str:
+    return f"{_text(hours)} h" if hours.high >= 1 else f"{_text(hours * 60)} min"
 
 
 def _text(found: Range) -> str:

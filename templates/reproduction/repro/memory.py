@@ -6,27 +6,22 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from repro import arguments, hours
-from repro.config import Change, RunConfig, load
 from repro.devices import DEVICES, Device
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED
-from repro.fake import CPU, CannotRehearse
-from repro.fitting import Smaller, smaller_minibatch
-from repro.footprint import Footprint, Part, allowances, needed, of_evaluation, of_phase
-from repro.method import Project, find_project
-from repro.phases import Phase
+from repro.footprint import Footprint, Part, allowances, needed
+from repro.memory_estimate import Advice, Estimate, Planned, estimate, fits, too_large, ways_to_fit
+from repro.method import find_project
 from repro.progress import progress
-from repro.runtime import Runtime
 from repro.storages import REST
 
 GIB, MIB = 2**30, 2**20
 WIDTH, NAME_WIDTH = 118, 54
-RUNTIME = Runtime(CPU)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,111 +59,23 @@ def command(options: argparse.Namespace) -> int:
     for plan in plans:
         for change in plan.changes:
             print(f"{plan.experiment}: {change}", file=sys.stderr)
+    times = hours.Times.of(
+        [hours.Planned(plan.project, plan.experiment, plan.config) for plan in plans], devices, options
+    )
     found = [estimate(plan, options.processes) for plan in progress(plans, "experiments")]
     advice = [
         Advice(device, one, name, part, way)
         for device in (devices if len(devices) == 1 else ())
         for one in found
-        for name, part, way in _ways_to_fit(one, device, options.processes)
+        for name, part, way in ways_to_fit(one, device, options.processes)
     ]
-    times = hours.Times.of(
-        [hours.Planned(plan.project, plan.experiment, plan.config) for plan in plans], devices, options
-    )
     if options.json:
         print(json.dumps(_as_json(found, devices, advice, options.processes) | {"time": times.as_json()}, indent=1))
     else:
         print(_page(found, devices, advice, options.processes), times.page(), sep="\n\n")
     rehearsed = not any(one.failures for one in found)
-    fits = any(all(_fits(one, device, options.processes) for one in found) for device in devices)
-    return EXIT_OK if rehearsed and fits else EXIT_RUN_FAILED
-
-
-@dataclass(frozen=True)
-class Planned:
-    """An experiment with its overrides."""
-
-    project: Project
-    experiment: str
-    overrides: list[str]
-    config: RunConfig
-    changes: list[Change]
-
-    @classmethod
-    def read(cls, project: Project, experiment: str, overrides: list[str]) -> Planned:
-        """Raises BadInput for a configuration or overrides that cannot be used."""
-        path = project.experiments()[experiment]
-        config, changes = load(project.config_class(experiment), path, overrides)
-        return cls(project, experiment, overrides, config, changes)
-
-    def phases(self) -> list[Phase]:
-        """Fresh phases."""
-        return list(self.project.method.phases(self.config, RUNTIME))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The footprints of an experiment's phases and evaluation; a line for each that could not be found."""
-
-    planned: Planned
-    footprints: tuple[Footprint, ...]
-    failures: tuple[str, ...]
-
-
-def estimate(planned: Planned, processes: int = 1) -> Estimate:
-    """Rehearses every phase and the evaluation of an experiment."""
-    footprints, failures = [], []
-    for index, phase in enumerate(planned.phases()):
-        try:
-            footprints.append(of_phase(phase, planned.phases()[:index], processes=processes))
-        except CannotRehearse as error:
-            failures.append(str(error))
-    try:
-        evaluation = of_evaluation(planned.project.method, planned.config, planned.phases(), RUNTIME)
-        footprints += [evaluation] if evaluation else []
-    except CannotRehearse as error:
-        failures.append(str(error))
-    return Estimate(planned, tuple(footprints), tuple(failures))
-
-
-@dataclass(frozen=True)
-class Advice:
-    """What to do about a part that does not fit: another minibatch, or a line that says why that is no way."""
-
-    device: Device
-    estimate: Estimate
-    phase: str
-    part: Part
-    way: Smaller | str
-
-
-def _ways_to_fit(found: Estimate, device: Device, processes: int) -> Iterator[tuple[str, Part, Smaller | str]]:
-    planned, room = found.planned, device.room_bytes
-    for one in found.footprints:
-        step, others = (one.parts[0], one.parts[1:]) if one.rows else (None, one.parts)
-        if step is not None and needed(one, step, processes) > room:
-            way = smaller_minibatch(planned.project, planned.experiment, planned.overrides, one, room, processes)
-            yield one.name, step, way
-        large = [part for part in others if needed(one, part, processes) > room]
-        if large:
-            largest = max(large, key=lambda part: part.peak.in_blocks)
-            more = f" ({len(large) - 1} more like it)" if len(large) > 1 else ""
-            yield (
-                one.name,
-                largest,
-                f"no training step{more}; make what it handles at a time smaller in the configuration",
-            )
-
-
-def _fits(found: Estimate, device: Device, processes: int) -> bool:
-    return not _too_large(found, device, processes)
-
-
-def _too_large(found: Estimate, device: Device, processes: int) -> list[str]:
-    return [
-        one.name
-        for one in found.footprints
-        if any(needed(one, part, processes) > device.room_bytes for part in one.parts)
-    ]
+    large_enough = any(all(fits(one, device, options.processes) for one in found) for device in devices)
+    return EXIT_OK if rehearsed and large_enough else EXIT_RUN_FAILED
 
 
 def _page(found: Sequence[Estimate], devices: Sequence[Device], advice: Sequence[Advice], processes: int) -> str:
@@ -218,9 +125,9 @@ def _peaks(found: Sequence[Estimate], device: Device | None, processes: int) -> 
                 networks = sum(kinds.get(kind, 0) for kind in ("parameters", "average", "earlier networks"))
                 rest = kinds.get(REST, 0) + kinds.get("minibatch", 0)
                 numbers = [networks, kinds.get("gradients", 0), kinds.get("optimiser", 0), rest, part.peak.total, size]
-                fits = [] if device is None else ["yes" if size <= device.room_bytes else "NO"]
+                verdict = [] if device is None else ["yes" if size <= device.room_bytes else "NO"]
                 rows.append(
-                    [name, str(footprint.rows) if is_step else "", *(_in(number, per) for number in numbers), *fits]
+                    [name, str(footprint.rows) if is_step else "", *(_in(number, per) for number in numbers), *verdict]
                 )
     return _table(header, rows)
 
@@ -263,7 +170,7 @@ def _verdicts(found: Sequence[Estimate], devices: Sequence[Device], processes: i
         large = [
             f"{one.planned.experiment} ({', '.join(names)})"
             for one in found
-            if (names := _too_large(one, device, processes))
+            if (names := too_large(one, device, processes))
         ]
         verdict = f"Too large: {'; '.join(large)}, for" if large else "Everything fits on"
         devices_of.setdefault(verdict, []).append(f"{device.name} ({_gib(device.room_bytes)})")

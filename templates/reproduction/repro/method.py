@@ -122,9 +122,12 @@ def find_project(start: Path) -> Project:
         path = folder / "pyproject.toml"
         if path.is_file():
             try:
-                table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("repro")
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                tools = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
                 raise BadInput(f"{path}: no TOML: {error}") from None
+            table = tools.get("repro") if isinstance(tools, dict) else None
+            if table is not None and not isinstance(table, dict):
+                raise BadInput(f"{path}: tool.repro: found {table!r}, expected a table")
             if table is not None:
                 return _project(path, table)
     raise BadInput(f"{start}: found no pyproject.toml with a [tool.repro] table here or above, expected one")
@@ -134,7 +137,9 @@ def _project(path: Path, table: dict) -> Project:
     module_name, colon, attribute = str(table.get("method", "")).partition(":")
     if not colon:
         raise BadInput(f"{path}: tool.repro.method: found {table.get('method')!r}, expected 'package.module:OBJECT'")
-    root = path.parent / table.get("root", ".")
+    root = path.parent / str(table.get("root", "."))
+    if not root.is_dir():
+        raise BadInput(f"{path}: tool.repro.root: found no folder {root}, expected the one of spec.yaml and configs/")
     kit = root / "repro" / "__init__.py"
     if kit.exists() and not kit.samefile(repro.__file__):
         raise BadInput(
@@ -144,7 +149,9 @@ def _project(path: Path, table: dict) -> Project:
         sys.path.insert(0, str(root))  # a scaffold runs before it is installed
     try:
         method = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
+        if isinstance(error, TypeError) and not module_name.startswith("."):
+            raise  # of the method's own code
         raise BadInput(f"{path}: tool.repro.method: {error}") from None
     if not isinstance(method, Method):
         raise BadInput(f"{path}: tool.repro.method: found {type(method).__name__}, expected a repro.method.Method")

@@ -161,7 +161,7 @@ def run_phase(
     # before the result was found sound: until then the running states are all there is.
     if runtime.world.first:
         for state in folder.glob("running.*"):
-            state.unlink()
+            shutil.rmtree(state) if state.is_dir() and not state.is_symlink() else state.unlink()
         checkpoint.sweep(folder)
         shutil.rmtree(folder / "scratch", ignore_errors=True)
     return result

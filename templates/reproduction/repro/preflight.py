@@ -77,7 +77,13 @@ def command(options: argparse.Namespace) -> int:
         told = [asdict(row) | {"fix": row.fix} for row in rows]
         print(json.dumps({"rows": told, "failed": failed, "seconds": round(seconds, 1), "jobs": jobs}, indent=1))
     else:
-        print(page(rows, list(project.experiments()), f"{len(names)} experiments, {seconds:.0f} s, {jobs} at a time"))
+        print(
+            page(
+                rows,
+                list(project.experiments()),
+                f"{len(names)} experiment{'s' * (len(names) > 1)}, {seconds:.0f} s, {jobs} at a time",
+            )
+        )
     return EXIT_RUN_FAILED if failed else EXIT_OK
 
 
@@ -248,7 +254,7 @@ def page(rows: Sequence[Row], known: Sequence[str], tally: str) -> str:
         if own:
             counts = [str(own.count(status) or "") for status in ("pass", "fail", "not applicable")]
             lines.append([name, *counts, f"{check.of}: {check.asks}"])
-    text = [table(["check", "pass", "FAIL", "n/a", "holds for a"], lines), ""]
+    text = [table(["check", "pass", "FAIL", "n/a", "passes when"], lines), ""]
     failed = _merged(rows, "fail", known)
     for check, where, what in failed:
         text += wrapped(f"FAIL  {check}{where}: {what}", "      ") + wrapped(

@@ -80,7 +80,8 @@ def collect(runs: Path, reports: Path) -> list[dict]:
         for path in sorted(runs.glob(f"*/seed-*/{RECORD}"))
     }
     for kept, path in copies.items():
-        if kept.exists() and read_record(path)["departures"] and not read_record(kept)["departures"]:
+        record = read_record(path)  # all of them before anything is written
+        if kept.exists() and record["departures"] and not read_record(kept)["departures"]:
             raise BadInput(
                 f"{path}: found a shortened or altered run, expected none in the place of the full one in {kept}; report it with --out to another folder"
             )
@@ -107,13 +108,25 @@ def read_records(store: Path) -> list[dict]:
     return [record for _, (_, record) in sorted(found.items())]
 
 
+REQUIRED = {"experiment", "seed", "metrics", "claims", "departures", "commit", "machine"}
+FIELDS = {
+    "experiment": str, "seed": int, "config": dict, "config_hash": str, "departures": list, "claims": dict, "command": str, "commit": str,
+    "versions": dict, "machine": dict, "processes": int, "started": str, "wall_s": dict, "prepare_s": dict, "parameters": dict,
+    "peak_device_mib": dict, "metrics": dict, "curves": dict,
+}  # fmt: skip
+"""The kind of each field of a record. Those that an older kit did not write may be absent."""
+
+
 def read_record(path: Path) -> dict:
     """One record. Raises BadInput for a file that is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"experiment", "seed", "metrics", "claims", "departures", "commit", "machine"} - set(record)
+        missing = REQUIRED - set(record)
         if missing:
             raise ValueError(f"no {', '.join(sorted(missing))}")
+        for key, expected in FIELDS.items():
+            if key in record and (not isinstance(record[key], expected) or isinstance(record[key], bool)):
+                raise ValueError(f"{key}: {type(record[key]).__name__}, not {expected.__name__}")
     except (ValueError, TypeError, OSError) as error:
         raise BadInput(f"{path}: found no run record ({error}), expected one that `repro run` wrote") from None
     return record
