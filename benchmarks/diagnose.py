@@ -41,6 +41,8 @@ from repro.runtime import Runtime
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/diagnose.json"
+PAGE = ROOT / "refs/debugging.md"
+MARKS = ("<!-- measured:diagnose -->", "<!-- /measured:diagnose -->")
 CPU = torch.device("cpu")
 POOLS = {
     "2d-moons": ["phases.*.pool.batches=10", "phases.velocity_field_100.pool.batches=2"],
@@ -295,6 +297,23 @@ def rates(rows: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict]:
     return table
 
 
+def page_table(results: Mapping) -> str:
+    """The rates as they stand in refs/debugging.md."""
+    lines = ["| planted | phases | named first | any finding |", "|---|---|---|---|"]
+    for bug, row in results["rates"].items():
+        named = "" if bug == "sound" else f"{row['first']} of {row['diagnoses']}"
+        lines.append(
+            f"| {'nothing' if bug == 'sound' else bug} | {row['phases']} | {named} | {row['any']} of {row['diagnoses']} |"
+        )
+    return "\n".join(lines)
+
+
+def write_page(results: Mapping) -> None:
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    PAGE.write_text(f"{before}{MARKS[0]}\n\n{page_table(results)}\n\n{MARKS[1]}{after}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
@@ -302,7 +321,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--only", default="*", help="pattern of 'EXPERIMENT PHASE: BUG'")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--page", action="store_true", help="write the table of refs/debugging.md from the results, measure nothing"
+    )
     options = parser.parse_args(arguments)
+    if options.page:
+        write_page(json.loads(options.results.read_text()))
+        return
     data = json.loads(options.results.read_text()) if options.results.exists() else {"rows": {}, "seconds": {}}
     if data.get("steps", options.steps) != options.steps:
         raise SystemExit(f"{options.results}: found rates of {data['steps']} steps, expected {options.steps}")

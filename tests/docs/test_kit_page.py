@@ -33,7 +33,7 @@ def project(tmp_path_factory):
 
 
 def test_the_page_shows_every_file_of_its_project():
-    assert set(FILES) == {"pyproject.toml", "configs/line.yaml", "method.py", "spec.yaml"}
+    assert set(FILES) == {"pyproject.toml", "configs/line.yaml", "method.py", "spec.yaml", "paper.txt"}
 
 
 def test_the_verdicts_come_from_the_full_runs(project):

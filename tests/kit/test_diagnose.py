@@ -14,7 +14,7 @@ import torch
 import toy_method
 from torch import nn
 
-from benchmarks.diagnose import BUGS, SOUND, altered, cases, kinds, phases_of, rates
+from benchmarks.diagnose import BUGS, SOUND, altered, cases, kinds, page_table, phases_of, rates
 from repro import cli
 from repro.bench import Bench, constants
 from repro.checkpoint import save
@@ -107,6 +107,37 @@ def test_a_loss_that_raises_is_reported_with_its_message_and_the_shapes():
     measured, found = diagnosed(phase)
     assert found == ["loss-raises"] and "mat1 and mat2" in findings(measured, PLACE)[0].measured
     assert "x (64, 2)" in findings(measured, PLACE)[0].measured
+
+
+def test_a_minibatch_that_raises_is_reported():
+    def minibatch(sound, step, generator):
+        raise IndexError("index 64 is out of bounds")
+
+    measured, found = diagnosed(altered(Plain(), minibatch=minibatch))
+    assert found == ["loss-raises"] and "out of bounds (in minibatch)" in findings(measured, PLACE)[0].measured
+
+
+def test_sequences_whose_length_differs_from_minibatch_to_minibatch_are_measured():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(1, 1)
+
+        def forward(self, s):
+            return self.inner(s.mean(1, keepdim=True))
+
+    def minibatch(sound, step, generator):
+        s = torch.randn(32, 3 + int(torch.randint(4, (), generator=generator)), generator=generator)
+        return {"s": s, "y": 2 * s.mean(1, keepdim=True)}
+
+    phase = altered(
+        Plain(),
+        make_model=lambda sound: Mean(),
+        minibatch=minibatch,
+        loss=lambda sound, model, batch: (model(batch["s"]) - batch["y"]).square().mean(),
+    )
+    measured, found = diagnosed(phase)
+    assert measured.raised is None and measured.learning is not None and "loss-raises" not in found
 
 
 def test_rows_that_are_not_finite_are_named_by_their_time():
@@ -478,10 +509,7 @@ def test_the_rates_are_of_all_phases_and_bugs_over_twenty_seeds(results):
 
 
 def test_the_page_shows_the_rates(results):
-    page = (ROOT / "refs/debugging.md").read_text()
-    for bug, row in results["rates"].items():
-        count = row["any"] if bug == "sound" else row["first"]
-        assert f"| {bug} | {row['phases']} | {count} of {row['diagnoses']} |" in page
+    assert page_table(results) in (ROOT / "refs/debugging.md").read_text()
 
 
 def test_the_generator_of_a_minibatch_is_that_of_the_run():

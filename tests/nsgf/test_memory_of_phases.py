@@ -27,8 +27,8 @@ SMALL = ["phases.*.batch_size=2", "phases.*.pool.batch_size=32"]
 CLOSE = 0.02
 NARROW = {"cifar10": ["phases.*.network.channels=32", "phases.*.network.blocks=1"]}
 """The UNet with a quarter of the channels; the whole one is in the committed results."""
-DIFFERENT = ("2d-moons", "digits", "mnist-reduced", "mnist", "cifar10")
-"""The other 2-D experiments differ from 2d-moons in their laws only, as a test below holds."""
+DIFFERENT = ("2d-moons", "digits", "mnist-reduced", "cifar10")
+"""The other 2-D experiments differ from 2d-moons in their laws only, as a test below holds; mnist is in the committed results."""
 
 
 def phases(experiment):
@@ -203,11 +203,9 @@ def test_no_measured_sinkhorn_call_makes_a_tensor_of_n_n_d(results):
 @pytest.mark.parametrize("experiment", ["digits", "mnist", "cifar10"])
 def test_the_estimate_is_near_what_a_gpu_counts(experiment):
     """Tracked blocks within ten percent of the allocator's own peak, workspaces counted in; reserved memory below what is `needed`."""
-    for index, phase in enumerate(Planned.read(PROJECT, experiment, []).phases()):
-        before = Planned.read(PROJECT, experiment, []).phases()[:index]
-        (row,) = [one for one in benchmark.on_cuda(PROJECT, [experiment])["phases"] if one["phase"] == phase.name]
+    for row in benchmark.on_cuda(PROJECT, [experiment])["phases"]:
         workspaces = row["needed"] - row["context"] - row["estimate"] * 11 // 10
-        assert row["estimate"] * 0.9 <= row["allocated"] <= row["estimate"] * 1.1 + workspaces, (row, len(before))
+        assert row["estimate"] * 0.9 <= row["allocated"] <= row["estimate"] * 1.1 + workspaces, row
         assert row["reserved"] + row["context"] <= row["needed"], row
 
 

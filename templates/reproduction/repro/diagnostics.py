@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.bench import Batch, Bench, constants, without_dropout
+from repro.errors import BadInput
 from repro.instruments import (
     Activations,
     Flatness,
@@ -59,10 +60,16 @@ def train(phase: Phase, seed: int, device: torch.device, steps: int) -> nn.Modul
 
 def _measure(bench: Bench, steps: int) -> tuple[dict, nn.Module]:
     model = bench.model()
-    first, second = bench.minibatch(0, "draws"), bench.minibatch(1, "draws")
-    rows = len(next(iter(first.values())))
-    held = [bench.minibatch(0, "held", k) for k in range(min(32, max(4, math.ceil(HELD_ROWS / rows))))]
-    found: dict = {"phase": bench.phase.name, "seed": bench.seed, "batch_rows": rows}
+    found: dict = {"phase": bench.phase.name, "seed": bench.seed}
+    try:
+        first, second = bench.minibatch(0, "draws"), bench.minibatch(1, "draws")
+        rows = len(next(iter(first.values())))
+        held = [bench.minibatch(0, "held", k) for k in range(min(32, max(4, math.ceil(HELD_ROWS / rows))))]
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a method's code may raise is the finding
+        return found | {"raised": f"{type(error).__name__}: {error} (in minibatch)"}, model
+    found["batch_rows"] = rows
     found["columns"] = tuple(column(name, [batch[name] for batch in held]) for name in first)
     found["same_minibatch"] = all(torch.equal(first[name], second[name]) for name in first)
     skipped = found["skipped"] = {}
@@ -74,8 +81,10 @@ def _measure(bench: Bench, steps: int) -> tuple[dict, nn.Module]:
         with calls_recorded(model) as calls, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             initial = bench.value(model, held)
-    except Exception as error:  # whatever a method's loss may raise is the finding
-        return found | {"raised": f"{type(error).__name__}: {error}"}, model
+    except BadInput:
+        raise
+    except Exception as error:
+        return found | {"raised": f"{type(error).__name__}: {error} (in loss)"}, model
     found["warnings"] = tuple(dict.fromkeys(" ".join(str(one.message).split()) for one in told))
     found |= {"initial": initial, "expected": bench.phase.expected_initial_loss()}
     if not calls.arguments:
@@ -105,7 +114,8 @@ def _measure(bench: Bench, steps: int) -> tuple[dict, nn.Module]:
             found["ignored"], found["affine_layers"] = use_of_arguments(bench, model, held[0])
         found["unused"] = unused_columns(bench, model, held[0])
         found["flat_after"] = flatness(bench, model, held[0])
-        found["times"] = by_time(bench, model, held)
+        with _skipping(skipped, "loss by time"):
+            found["times"] = by_time(bench, model, held)
     return found, model
 
 
@@ -121,6 +131,8 @@ def _skipping(skipped: dict[str, str], what: str) -> Iterator[None]:
 
 
 def column(name: str, tensors: Sequence[Tensor]) -> Column:
+    if len({tensor.shape[1:] for tensor in tensors}) > 1:  # sequences of any length
+        tensors = [tensor.flatten() for tensor in tensors]
     joined = torch.cat([tensor.detach() for tensor in tensors]).cpu()
     values = joined.double()
     finite = bool(values.isfinite().all())

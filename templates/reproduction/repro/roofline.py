@@ -131,7 +131,8 @@ NARROW = Share(0.70, 0.45, 0.20)
 
 CALL_S = Share(5e-6, 15e-6, 60e-6)
 """The host's time for an operation on a GPU: Python, autograd, the start of a kernel. Measured here on a CPU of about 3 GHz: 2 to 4 microseconds
-without the start of a kernel. The high case was raised from 16 after one published time, one image through ResNet-50, said 60 (refs/time.md)."""
+without the start of a kernel. After one published time, one
+image through ResNet-50, the likely case was raised from 8 and the high one from 16 (refs/time.md)."""
 
 VIEW_S = Share(1e-6, 2e-6, 4e-6)
 """The same for a view. Measured here: 1 to 2 microseconds."""

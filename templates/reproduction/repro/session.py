@@ -32,8 +32,8 @@ KEPT = ("torch", "torchvision", "torchaudio", "triton", "numpy")
 """What stays as the platform has it: built for its driver, or compiled against."""
 
 ASK_TORCH = (
-    "import torch; found = torch.cuda.is_available(); "
-    "print('torch', torch.__version__, '| CUDA', torch.version.cuda, '| GPU', torch.cuda.get_device_name() if found else 'none')"
+    'import torch; found = torch.cuda.is_available(); name = torch.cuda.get_device_name() if found else "none"; '
+    'print(f"torch {torch.__version__} | CUDA {torch.version.cuda} | GPU {name}")'
 )
 
 
@@ -161,7 +161,7 @@ def pack(runs: Path, archive: Path) -> None:
         print(f"repro: {error}")
         return
     size = sum(entry["bytes"] for entry in manifest["files"].values())
-    print(f"{archive}: {len(manifest['files'])} files, {size / 1e9:.2f} GB, every checksum held")
+    print(f"{archive}: {len(manifest['files'])} files, {size / 1e6:,.1f} MB, every checksum held")
 
 
 def restore(name: str, places: Sequence[Path], runs: Path) -> None:

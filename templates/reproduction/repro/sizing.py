@@ -126,6 +126,8 @@ def span(parts: Sequence[Part], timing: Mapping[str, Timing]) -> tuple[float, fl
 def hours(seconds: float) -> str:
     """Hours with two digits, which is more than a plan knows."""
     value = seconds / 3600
+    if value < 0.01:
+        return "< 0.01"
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 

@@ -28,8 +28,8 @@ def raised(m: Measured, place: Place) -> Finding:
         )  # fmt: skip
     return Finding(
         "loss-raises",
-        "the first loss raises an error",
-        f"{m.raised} | the minibatch: {columns}",
+        "the first minibatch or its loss raises an error",
+        m.raised + (f"; the minibatch: {columns}" if columns else ""),
         Hypothesis("prediction and target have other shapes, or the network was made for another size of example", "the traceback ends in the network or the loss", "measured"),
         Hypothesis("a batch size that a loader shared with another phase has put in place of this one's", "the rows are not phases.<name>.batch_size", "measured"),
         Hypothesis("an override that does not fit the others", "the error is gone without --set", "folklore"),
