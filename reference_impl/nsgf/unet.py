@@ -163,7 +163,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         split = self.query_key_value(self.norm(h)).reshape(len(h), self.heads, 3, self.head_channels, -1)
-        query, key, value = split.transpose(3, 4).unbind(2)  # each (n, heads, pixels, head channels)
+        # Fused kernels want the head channels side by side. Otherwise all weights lie in memory: 2362 instead of 887 MiB on MNIST.
+        query, key, value = split.transpose(3, 4).contiguous().unbind(2)  # each (n, heads, pixels, head channels)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         return h + self.project(mixed.transpose(2, 3).reshape(h.shape))
 
