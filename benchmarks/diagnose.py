@@ -141,6 +141,10 @@ def _shuffled(name: str):
     return _batch(lambda batch: batch | {name: batch[name][torch.randperm(len(batch[name]))]})
 
 
+def _negative(name: str):
+    return _batch(lambda batch: batch | {name: -batch[name]})
+
+
 def _constant(name: str):
     return _batch(lambda batch: batch | {name: torch.full_like(batch[name], 1)})
 
@@ -233,8 +237,9 @@ BUGS: dict[str, tuple[str, dict[tuple[str, str], Callable[[Phase], Phase]]]] = {
     "loss summed": ("summed", dict.fromkeys((LINE, FIELD, CLASSIFIER), _loss(_summed))),
     "NaN above t = 0.95": ("not-finite", dict.fromkeys((FLOW, PREDICTOR, IMAGE_PREDICTOR), _loss(_late_times_are_nan))),
     "columns of two lengths": ("column-lengths", dict.fromkeys((FLOW, PREDICTOR), _batch(lambda batch: batch | {"t": batch["t"][::2]}))),
+    "sign of the target wrong": ("", {LINE: _negative("y"), FIELD: _negative("v_t")}),
 }  # fmt: skip
-"""By name: the kind of finding that must come first, and how to plant the bug in which phases."""
+"""By name: the kind of finding that must come first, and how to plant the bug in which phases. No kind: nothing can see it."""
 
 
 # --- the rates -----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ def findings(m: Measured, place: Place) -> list[Finding]:
         *training.rate(m, place),
         *training.initial(m, place),
         *training.relation(m, place),
+        *training.not_fitted(m, place),
         *training.updates(m, place),
         *training.still(m, place),
         *training.by_time(m, place),

@@ -19,6 +19,7 @@ LEARNED_SHARE = 0.05
 REACHED_CONSTANT = 1.25
 FASTER_SHARE = 0.9
 FEWEST_STEPS = 50
+PARTLY = 0.9
 BY_TIME_OVER_MEDIAN, BY_TIME_OVER_CONSTANT = 10.0, 3.0
 UPDATE_BAND = (-6.0, 0.0)
 
@@ -118,9 +119,7 @@ def rate(m: Measured, place: Place) -> Iterator[Finding]:
         return
     worse = learning.worse_than(m.initial, m.constant)
     slower = any(fit.fitted(factor) for factor in fit.losses if factor < 1)
-    told = f"{fit.rows} fixed rows, {fit.steps} steps: from {fit.begun:.3g} to " + ", ".join(
-        f"{loss:.3g}" + ("" if factor == 1 else f" at {factor:g} x the rate") for factor, loss in fit.losses.items()
-    )
+    told = fit_in_words(m)
     if worse:
         told = f"training ends at {learning.true:.3g} from {m.initial:.3g}; " + told
         if learning.broke_at is not None:
@@ -145,16 +144,33 @@ def rate(m: Measured, place: Place) -> Iterator[Finding]:
             Hypothesis("only slow: the phase has many more steps than were tried", "as good with a hundred times the steps", "folklore"),
             place.again(extra="--set 'KEY OF THE RATE=A HUNDRED TIMES IT'"),
         )  # fmt: skip
-    elif fit.steps >= FEWEST_STEPS and not any(fit.fitted(factor) for factor in fit.losses):
-        yield Finding(
-            "not-fitted",
-            "a few rows cannot be fitted at any learning rate",
-            told,
-            Hypothesis("gradient, network or loss is broken: see the findings above", "gone once those are mended", "measured"),
-            Hypothesis("the same input occurs with two targets", "repeated rows, or a network without time", "folklore"),
-            Hypothesis("the network is too small for these rows, or the steps too few", "fits with ten times the steps", "folklore"),
-            place.again(steps=10 * place.steps),
-        )  # fmt: skip
+
+
+def not_fitted(m: Measured, place: Place) -> Iterator[Finding]:
+    fit = m.fit
+    if (
+        fit is None
+        or fit.steps < FEWEST_STEPS
+        or any(fit.fitted(factor) for factor in fit.losses)
+        or any(rate(m, place))
+    ):
+        return
+    yield Finding(
+        "not-fitted",
+        "a few rows cannot be fitted at any learning rate",
+        fit_in_words(m),
+        Hypothesis("gradient, network or loss is broken: see the findings above", "gone once those are mended", "measured"),
+        Hypothesis("the same input occurs with two targets", "repeated rows, or a network without time", "folklore"),
+        Hypothesis("the network is too small for these rows, or the steps too few", "fits with ten times the steps", "folklore"),
+        place.again(steps=10 * place.steps),
+    )  # fmt: skip
+
+
+def fit_in_words(m: Measured) -> str:
+    rates = (
+        f"{loss:.3g}" + ("" if factor == 1 else f" at {factor:g} x the rate") for factor, loss in m.fit.losses.items()
+    )
+    return f"{m.fit.rows} fixed rows, {m.fit.steps} steps: from {m.fit.begun:.3g} to " + ", ".join(rates)
 
 
 def initial(m: Measured, place: Place) -> Iterator[Finding]:
@@ -181,7 +197,7 @@ def initial(m: Measured, place: Place) -> Iterator[Finding]:
 
 def relation(m: Measured, place: Place) -> Iterator[Finding]:
     gain = gain_of(m)
-    if gain is None or gain >= LEARNED_SHARE or m.fit is None or not m.fit.fitted():
+    if gain is None or gain >= LEARNED_SHARE or m.fit is None or not min(m.fit.losses.values()) < PARTLY * m.fit.begun:
         return
     if m.learning.true > REACHED_CONSTANT * m.constant:
         return
@@ -189,7 +205,7 @@ def relation(m: Measured, place: Place) -> Iterator[Finding]:
         "no-relation",
         "inputs say nothing about targets",
         f"after {m.learning.steps} steps {m.learning.true:.4g} on other minibatches, {m.learning.shuffled:.4g} with pairs at random, "
-        f"best constant {m.constant:.4g}; a few rows alone can be fitted",
+        f"best constant {m.constant:.4g}; a few rows alone can be fitted, at least in part",
         Hypothesis("input and target were shuffled apart, or joined in another order", "a pair looked at does not belong together", "measured"),
         Hypothesis("the relation is weaker than the noise, or needs more steps", "it parts from the shuffled run with more steps", "folklore"),
         Hypothesis("there is none to learn: the targets are independent of the inputs by design", "the paper's loss says so", "folklore"),
