@@ -385,7 +385,7 @@ def test_the_accuracy_is_that_on_the_test_split(monkeypatch, reference):
         "train": ImageSet(grey.flip(0), (labels.flip(0) + 1) % 10, WHITE),
         "test": ImageSet(grey, torch.where(labels == 7, 0, labels), WHITE),
     }
-    monkeypatch.setattr(images, "load", lambda name, split, root: sets[split])
+    monkeypatch.setattr(images, "load", lambda name, split, root, *, stand_in: sets[split])
     found = run(configuration(reference=reference), networks() | {"feature_classifier": ByBrightness()}).metrics
     assert found["classifier.accuracy"] == pytest.approx(0.9)
 
@@ -397,7 +397,7 @@ def test_samples_are_compared_with_the_reference_split(monkeypatch, reference):
         split: ImageSet(torch.full((40, 1, 8, 8), grey, dtype=torch.uint8), torch.zeros(40, dtype=torch.long), WHITE)
         for split, grey in (("train", 3), ("test", 9))
     }
-    monkeypatch.setattr(images, "load", lambda name, split, root: sets[split])
+    monkeypatch.setattr(images, "load", lambda name, split, root, *, stand_in: sets[split])
     models = networks(straight_flow=Memoriser(sets[reference].pixels)) | {"feature_classifier": ByBrightness()}
     found = run(configuration(batch_size=40, reference=reference), models).metrics
     assert found["nsgf_plus_plus.classifier_frechet"] == pytest.approx(0, abs=1e-9)

@@ -285,7 +285,7 @@ def _rows(one: Diagnosis) -> Iterator[tuple[str, str]]:
             for factor, loss in m.fit.losses.items()
         )
         yield (
-            f"{m.fit.rows} rows fitted",
+            f"{m.fit.rows} row{'s' * (m.fit.rows > 1)} fitted",
             f"from {m.fit.begun:.3g} to {rates} in {m.fit.steps} steps",
         )
     if m.learning is not None:
@@ -338,7 +338,7 @@ def _column(column: Column) -> str:
 def _summary(diagnoses: Sequence[Diagnosis]) -> str:
     count = sum(len(one.findings) for one in diagnoses)
     if not count:
-        return f"no findings in {len(diagnoses)} phase{'s' * (len(diagnoses) > 1)}; what this cannot see: refs/debugging.md"
+        return f"no findings in {len(diagnoses)} phase{'s' * (len(diagnoses) > 1)}; what this cannot see stands in the skill's refs/debugging.md"
     first = next(one for one in diagnoses if one.findings)
     return (
         f"{count} finding{'s' * (count > 1)}, the likeliest cause first; mend {first.measured.phase} 1 "

@@ -170,7 +170,10 @@ def fit_in_words(m: Measured) -> str:
     rates = (
         f"{loss:.3g}" + ("" if factor == 1 else f" at {factor:g} x the rate") for factor, loss in m.fit.losses.items()
     )
-    return f"{m.fit.rows} fixed rows, {m.fit.steps} steps: from {m.fit.begun:.3g} to " + ", ".join(rates)
+    return (
+        f"{m.fit.rows} fixed row{'s' * (m.fit.rows > 1)}, {m.fit.steps} steps: from {m.fit.begun:.3g} to "
+        + ", ".join(rates)
+    )
 
 
 def initial(m: Measured, place: Place) -> Iterator[Finding]:
