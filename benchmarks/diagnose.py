@@ -30,9 +30,9 @@ import torch
 from torch import nn
 
 from repro.config import parse_yaml, validate
-from repro.diagnostics import measure
-from repro.explanation import Place
-from repro.hypotheses import findings
+from repro.diagnose.diagnostics import measure
+from repro.diagnose.explanation import Place
+from repro.diagnose.hypotheses import findings
 from repro.method import find_project
 from repro.phases import Phase
 from repro.run import plan

@@ -12,7 +12,7 @@ from nsgf.config import ImageConfig, PointConfig
 from nsgf.phases import make_phases
 from nsgf.probes import probes
 from repro.method import Evaluation, Method
-from repro.report import Judgement
+from repro.report.judge import Judgement
 from repro.runtime import Runtime
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from toy_project import CONFIG, write_yaml
 
+from repro.check.paper import Paper, make_page, numbers, pages_named, split_pages
 from repro.cli import main
 from repro.config import validate
-from repro.paper import Paper, make_page, numbers, pages_named, split_pages
 from repro.spec import Spec, claim_hashes
 
 PAGES = [

@@ -9,16 +9,25 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from repro import cost, duration, roofline, this_machine
 from repro.cli import main
-from repro.cost import Cost, Op, step_cost
-from repro.devices import DEVICES, find
-from repro.duration import DISK_BYTES_S, Measured, PartCost, PhaseCost, read_measured, sessions, time_of, warnings_of
 from repro.errors import BadInput
-from repro.fake import fake_tensors
-from repro.roofline import Range, predict
-from repro.this_machine import Curve
-from repro.this_machine import Measured as MeasuredMachine
+from repro.memory import cost, duration, roofline, this_machine
+from repro.memory.cost import Cost, Op, step_cost
+from repro.memory.devices import DEVICES, find
+from repro.memory.duration import (
+    DISK_BYTES_S,
+    Measured,
+    PartCost,
+    PhaseCost,
+    read_measured,
+    sessions,
+    time_of,
+    warnings_of,
+)
+from repro.memory.fake import fake_tensors
+from repro.memory.roofline import Range, predict
+from repro.memory.this_machine import Curve
+from repro.memory.this_machine import Measured as MeasuredMachine
 
 FLOAT = 4
 
@@ -488,7 +497,7 @@ def test_the_command_gives_hours_of_every_phase(project, capsys):
 
 
 def test_the_command_measures_this_machine_when_asked(project, capsys, monkeypatch):
-    from repro import hours
+    from repro.memory import hours
 
     level = Curve([1.0], [1e9])
     keys = [(kind, False, half) for kind in cost.PRODUCTS for half in (False, True)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from repro.devices import DEVICES, GIB, PRECISIONS, find
 from repro.errors import BadInput
+from repro.memory.devices import DEVICES, GIB, PRECISIONS, find
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,15 @@ from torch import nn
 
 from benchmarks.diagnose import BUGS, SOUND, altered, cases, kinds, page_table, phases_of, rates
 from repro import cli
-from repro.bench import Bench, constants
 from repro.checkpoint import save
-from repro.curves import curve_findings, curves_of, in_words
-from repro.diagnose import _Networks, add_arguments
-from repro.diagnostics import measure
-from repro.explanation import Place
-from repro.hypotheses import findings, notes
-from repro.instruments import Activations, Flatness, Pairings, Unfit, outputs_replaced
-from repro.measured import Column, Fit, Learning, Measured, Parameters, Rows
+from repro.diagnose.bench import Bench, constants
+from repro.diagnose.command import _Networks, add_arguments
+from repro.diagnose.curves import curve_findings, curves_of, in_words
+from repro.diagnose.diagnostics import measure
+from repro.diagnose.explanation import Place
+from repro.diagnose.hypotheses import findings, notes
+from repro.diagnose.instruments import Activations, Flatness, Pairings, Unfit, outputs_replaced
+from repro.diagnose.measured import Column, Fit, Learning, Measured, Parameters, Rows
 from repro.phases import Phase
 from repro.randomness import generator
 
@@ -490,7 +490,7 @@ def test_every_test_that_is_printed_can_be_run(project):
         if test.startswith("repro diagnose "):
             assert parser.parse_args(shlex.split(test)[2:]).experiment == "toy"
         else:
-            exec("from repro.diagnose import open_phase\n" + test, {})
+            exec("from repro.diagnose.command import open_phase\n" + test, {})
 
 
 # --- the measured rates --------------------------------------------------------------------------------------------

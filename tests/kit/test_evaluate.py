@@ -12,7 +12,7 @@ from toy_project import CONFIG, SPEC, write_yaml
 from repro import run
 from repro.cli import main
 from repro.method import Evaluation
-from repro.results import collect
+from repro.report.results import collect
 
 
 @pytest.fixture(scope="module")

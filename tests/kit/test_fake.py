@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_models import PLAIN
 from repro.errors import BadInput
-from repro.fake import (
+from repro.memory.fake import (
     AsOnAGpu,
     CannotRehearse,
     Rehearsal,
@@ -19,10 +19,10 @@ from repro.fake import (
     recurrent_layers_apart,
     reported_as,
 )
-from repro.footprint import of_phase, of_step
+from repro.memory.footprint import of_phase, of_step
+from repro.memory.storages import REST, LiveStorages
 from repro.phases import Phase
 from repro.step import StepOptions
-from repro.storages import REST, LiveStorages
 
 CLOSE = 0.02
 

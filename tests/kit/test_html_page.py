@@ -9,7 +9,7 @@ import pytest
 from toy_project import SPEC, write_yaml
 
 from repro.cli import main
-from repro.html_page import html_page
+from repro.report.html_page import html_page
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -9,9 +9,9 @@ from torch import nn
 from toy_project import CONFIG, write_yaml
 
 from repro.cli import main
-from repro.devices import DEVICES, Device
-from repro.fitting import largest
-from repro.footprint import MIB
+from repro.memory.devices import DEVICES, Device
+from repro.memory.fitting import largest
+from repro.memory.footprint import MIB
 from repro.method import Method
 from repro.phases import Work
 from repro.step import StepOptions
@@ -24,7 +24,7 @@ SMALL_GPU = Device(
 @pytest.fixture(autouse=True)
 def a_small_gpu(monkeypatch):
     """A device of 700 MiB, of which the allowances take 632."""
-    for module in ("repro.memory", "repro.devices"):
+    for module in ("repro.memory.command", "repro.memory.devices"):
         monkeypatch.setattr(f"{module}.DEVICES", (SMALL_GPU, *DEVICES))
     return SMALL_GPU
 

@@ -6,14 +6,14 @@ import json
 import pytest
 from toy_project import SPEC, write_yaml
 
-from repro.checklist import QUESTIONS, checklist
 from repro.cli import main
 from repro.config import validate
 from repro.errors import BadInput
-from repro.judge import judge_all
-from repro.markup import words, written_by_hand
-from repro.note import HAND_WRITTEN, PAGE_WORDS, PAGES, write_note
-from repro.results import Results, group_runs
+from repro.report.checklist import QUESTIONS, checklist
+from repro.report.judge import judge_all
+from repro.report.markup import words, written_by_hand
+from repro.report.note import HAND_WRITTEN, PAGE_WORDS, PAGES, write_note
+from repro.report.results import Results, group_runs
 from repro.spec import Spec, claim_hashes
 
 

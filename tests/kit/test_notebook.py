@@ -18,16 +18,17 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from repro import carry, checkpoint, session
+from repro import checkpoint
 from repro.cli import main
 from repro.errors import BadInput, RunFailed
 from repro.method import find_project
-from repro.notebook import plan_session
-from repro.notebook_cells import cells, notebook
-from repro.platforms import PLATFORMS
+from repro.notebook import carry, session
+from repro.notebook.cells import cells, notebook
+from repro.notebook.command import plan_session
+from repro.notebook.platforms import PLATFORMS
+from repro.notebook.sizing import EVALUATION, Timing, schedule, timings
 from repro.run import plan
 from repro.runtime import Runtime
-from repro.sizing import EVALUATION, Timing, schedule, timings
 
 TESTS = Path(__file__).parent
 KIT = TESTS.parents[1] / "templates" / "reproduction" / "repro"
@@ -235,7 +236,7 @@ def test_what_cannot_be_cut_into_sessions_is_said(timing, reason):
 
 
 def test_an_unknown_time_is_said_with_the_command_that_measures_it(project, monkeypatch):
-    monkeypatch.setattr("repro.sizing._estimated", lambda *_: Timing(None, 0.0, "unknown: needs data"))
+    monkeypatch.setattr("repro.notebook.sizing._estimated", lambda *_: Timing(None, 0.0, "unknown: needs data"))
     about = text_of(planned(project, seconds_per_step={}, overrides=["pool_size=7"]))["about"]
     assert "How many sessions: **unknown** (line: unknown: needs data)" in about
     assert "`python -m repro run toy --set pool_size=7 --train-iters 10 --runs runs/ten-steps --device cuda`" in about
@@ -524,7 +525,7 @@ def timings_of(experiment):
 @pytest.mark.parametrize(("experiment", "platform"), SHIPPED)
 def test_a_shipped_notebook_is_what_the_command_writes(experiment, platform, monkeypatch):
     assert PLATFORMS[platform].device == "T4"
-    monkeypatch.setattr("repro.notebook.timings", lambda *_: timings_of(experiment))
+    monkeypatch.setattr("repro.notebook.command.timings", lambda *_: timings_of(experiment))
     made = notebook(
         plan_session(
             find_project(REFERENCE.parent), experiment, PLATFORMS[platform], seeds=[0, 1, 2], source="paper-reproduction.zip",

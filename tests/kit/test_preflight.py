@@ -17,13 +17,16 @@ from torch import nn
 from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, write_yaml
 
-from repro import check, devices, findings, preflight
+from repro.check import command as check
+from repro.check import findings
 from repro.cli import main
 from repro.config import Section, load
 from repro.errors import BadInput
+from repro.memory import devices
 from repro.method import Evaluation, Probe, find_project
-from repro.preflight import Task, _in_processes
-from repro.preflight_checks import CHECKS, Findings
+from repro.preflight import command as preflight
+from repro.preflight.checks import CHECKS, Findings
+from repro.preflight.command import Task, _in_processes
 
 IGNORED = {"commit", "memory"}
 """No repository and no device: not applicable here."""
@@ -545,7 +548,7 @@ def test_a_pool_for_which_there_is_no_room_is_named(toy, monkeypatch, capsys):
 
 
 def test_states_for_which_there_is_no_room_are_named(toy, monkeypatch, capsys):
-    monkeypatch.setattr("repro.inspection.free", lambda folder: (2**40, 10))
+    monkeypatch.setattr("repro.preflight.inspection.free", lambda folder: (2**40, 10))
     only_fails(capsys, "room", None, "the states do not fit on the disk of runs")
 
 

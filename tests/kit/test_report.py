@@ -9,11 +9,11 @@ from toy_project import SPEC, write_yaml
 from repro.cli import main
 from repro.config import validate
 from repro.errors import BadInput
-from repro.judge import causes, check_gaps, unexplained
 from repro.method import find_project
-from repro.report import collect, judge_all, read_records, write_report
-from repro.results import Results, group_runs
-from repro.results_page import results_page
+from repro.report.gather import write_report
+from repro.report.judge import causes, check_gaps, judge_all, unexplained
+from repro.report.results import Results, collect, group_runs, read_records
+from repro.report.results_page import results_page
 from repro.spec import Spec, claim_hashes
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from repro.statistics import (
+from repro.report.statistics import (
     compare,
     mean_interval,
     ratio_interval,

@@ -15,8 +15,8 @@ import torch
 from nsgf import geomloss_velocity, sinkhorn
 from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
-from repro.footprint import of_phase
-from repro.memory_estimate import Planned
+from repro.memory.estimate import Planned
+from repro.memory.footprint import of_phase
 from repro.method import find_project
 
 MNIST, CIFAR10, SMALL = (256, 784), (128, 3072), (64, 48)

@@ -15,9 +15,9 @@ from nsgf import sinkhorn, unet
 from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
 from repro.config import load
-from repro.fake import CPU, networks
-from repro.footprint import of_evaluation, of_phase, of_step
-from repro.memory_estimate import Planned
+from repro.memory.estimate import Planned
+from repro.memory.fake import CPU, networks
+from repro.memory.footprint import of_evaluation, of_phase, of_step
 from repro.method import find_project
 from repro.randomness import generator
 from repro.runtime import Runtime

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from repro import cli
-from repro.checklist import checklist
 from repro.config import parse_yaml, validate
-from repro.judge import REPRODUCED, unexplained
 from repro.method import find_project
-from repro.note import FIGURE_WORDS, MOST_CLAIMS, PAGE_WORDS, PAGES, choose, write_note
-from repro.report import gather
+from repro.report.checklist import checklist
+from repro.report.gather import gather
+from repro.report.judge import REPRODUCED, unexplained
+from repro.report.note import FIGURE_WORDS, MOST_CLAIMS, PAGE_WORDS, PAGES, choose, write_note
 from repro.spec import Gap, load_spec
 
 PROJECT = find_project(Path(__file__).parent)

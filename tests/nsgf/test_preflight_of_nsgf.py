@@ -8,10 +8,10 @@ import torch
 from nsgf import data, images, phases
 from repro.cli import main
 from repro.config import load
-from repro.inspection import Question
 from repro.method import find_project
-from repro.preflight import of_experiment
-from repro.preflight_checks import CHECKS
+from repro.preflight.checks import CHECKS
+from repro.preflight.command import of_experiment
+from repro.preflight.inspection import Question
 from repro.runtime import Runtime
 
 ROOT = images.Path(__file__).parents[2]

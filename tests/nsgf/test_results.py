@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from repro.method import find_project
-from repro.report import judge_all, read_records, write_report
+from repro.report.gather import write_report
+from repro.report.judge import judge_all
+from repro.report.results import read_records
 from repro.spec import load_spec
 
 PROJECT = find_project(Path(__file__).parent)

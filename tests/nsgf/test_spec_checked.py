@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from repro.check import check_project
-from repro.judge import INCONCLUSIVE, judge_all
+from repro.check.command import check_project
+from repro.check.paper import numbers, plain, read_paper
+from repro.check.sources import found_alone, not_found, quotes_alone
 from repro.method import find_project
-from repro.paper import numbers, plain, read_paper
-from repro.results import read_records
-from repro.sources import found_alone, not_found, quotes_alone
+from repro.report.judge import INCONCLUSIVE, judge_all
+from repro.report.results import read_records
 from repro.spec import Claim, Setting, load_spec, passages
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,10 @@ import torch
 
 from benchmarks import step_time
 from repro.config import load
-from repro.devices import find
-from repro.duration import cost_of_evaluation, cost_of_phase, time_of
+from repro.memory.devices import find
+from repro.memory.duration import cost_of_evaluation, cost_of_phase, time_of
+from repro.memory.roofline import predict
 from repro.method import find_project
-from repro.roofline import predict
 from repro.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]

@@ -25,16 +25,16 @@ from repro.errors import (
 from repro.termination import termination
 
 COMMANDS = {
-    "check": ("repro.check", "is the spec complete, sourced, and what the configurations say?"),
+    "check": ("repro.check.command", "is the spec complete, sourced, and what the configurations say?"),
     "probe": ("repro.probe", "call every library with the shapes of every experiment"),
-    "memory": ("repro.memory", "device memory and time of every phase, without a GPU"),
-    "preflight": ("repro.preflight", "all that can be known before a run, as one table"),
+    "memory": ("repro.memory.command", "device memory and time of every phase, without a GPU"),
+    "preflight": ("repro.preflight.command", "all that can be known before a run, as one table"),
     "list": ("repro.list_command", "the experiments and their phases"),
     "run": ("repro.run_command", "train every phase of an experiment and evaluate it"),
-    "diagnose": ("repro.diagnose", "why does it not train? measured, with the next test to make"),
+    "diagnose": ("repro.diagnose.command", "why does it not train? measured, with the next test to make"),
     "evaluate": ("repro.evaluate", "judge the finished networks of a run anew"),
-    "report": ("repro.report_command", "judge every claim and write the results page"),
-    "notebook": ("repro.notebook", "a Kaggle or Colab notebook, session by session"),
+    "report": ("repro.report.command", "judge every claim and write the results page"),
+    "notebook": ("repro.notebook.command", "a Kaggle or Colab notebook, session by session"),
 }
 """The module and the purpose of each command, in the order of the work."""
 

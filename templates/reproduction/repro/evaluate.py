@@ -24,7 +24,7 @@ from repro.config import Change, differences, digest, load, shaping
 from repro.distributed import World
 from repro.errors import EXIT_OK, BadInput
 from repro.method import Project, find_project
-from repro.results import read_record
+from repro.report.results import read_record
 from repro.run import (
     CONFIG,
     RECORD,

@@ -1,0 +1,242 @@
+"""`repro check`: is the spec complete, sourced, and what the configurations say?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from repro.arguments import add_json, add_runs
+from repro.check.coverage import NO_SETTING_NEEDED, contradicted, missing, unsourced
+from repro.check.findings import CHANGED, KINDS, MISSING, Finding
+from repro.check.paper import Paper, read_paper
+from repro.check.sources import not_found, quotes_alone, searched
+from repro.config import Section, flatten, read_yaml, validate
+from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
+from repro.method import Project, find_project
+from repro.report.results import read_record, read_records
+from repro.run import RECORD
+from repro.spec import ITEMS, Claim, Spec, claim_hash, settings_of
+from repro.table import WIDTH
+
+PLACEHOLDER = re.compile(r"\s*(?:FILL IN|TODO|TBD|FIXME|\?\?\?)")
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Checks spec.yaml before any run: what is missing, has no source, contradicts a configuration,\n"
+        "does not stand in the paper, or was changed after a run. Exit code 1 when there is a finding."
+    )
+    parser.epilog = "example: repro check --paper paper.txt   (the text comes from: pdftotext paper.pdf paper.txt)"
+    parser.add_argument(
+        "--paper",
+        type=Path,
+        metavar="FILE",
+        help="the paper's text, to search its pages: pages end with form feeds (pdftotext) or begin with '## Page N'",
+    )
+    add_runs(parser)
+    add_json(parser)
+
+
+def command(options: argparse.Namespace) -> int:
+    project = find_project(Path.cwd())
+    paper = None if options.paper is None else read_paper(options.paper)
+    checked = check_project(project, paper, options.runs)
+    if options.json:
+        print(json.dumps(asdict(checked), indent=1))
+    else:
+        print(table(checked))
+    return EXIT_RUN_FAILED if checked.findings else EXIT_OK
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The findings, and what was looked at, in words, by subject; `claims` says of each claim how it stands to the records."""
+
+    findings: list[Finding]
+    verified: dict[str, str]
+    claims: dict[str, str]
+
+
+def check_project(project: Project, paper: Paper | None, runs: Path) -> Checked:
+    """Every finding of a project. Raises BadInput for a file that cannot be read as what it is.
+
+    `paper` is searched for quotes and numbers; `runs` and the project's reports for records that were made with other claims.
+    """
+    experiments = project.experiments()
+    spec, findings = _read(Spec, project.spec, project.spec.name)
+    configs: dict[str, Section] = {}
+    refused: list[str] = []
+    for name, path in experiments.items():
+        try:
+            config, open_places = _read(project.config_class(name), path, f"configs/{path.name}")
+        except BadInput as error:
+            refused += error.problems
+            continue
+        findings += open_places
+        if config is not None:
+            configs[name] = config
+    if refused:
+        raise BadInput(*refused)
+    if spec is None:
+        return Checked(findings, {"spec": "not read on: its placeholders come first"}, {})
+    leaves = {name: flatten(config) for name, config in configs.items()}
+    records = _records(project.reports / "records", runs)
+    findings += [
+        *missing(spec, list(experiments), leaves),
+        *unsourced(spec, leaves, project.root),
+        *quotes_alone(spec),
+        *contradicted(spec, list(experiments), leaves),
+        *(not_found(spec, paper) if paper else ()),
+        *_changed(spec, records),
+    ]
+    claims = {claim.id: _stand(spec, claim, records) for claim in spec.claims}
+    return Checked(_ordered(findings), _verified(spec, leaves, paper, claims), claims)
+
+
+def table(checked: Checked) -> str:
+    """The findings by kind, what was verified, and the tally, in lines of at most 120 characters."""
+    lines = []
+    for kind in KINDS:
+        own = [finding for finding in checked.findings if finding.kind == kind]
+        if own:
+            lines.append(f"{kind} ({len(own)})")
+            for finding in own:
+                text = f"{finding.place}: found {finding.found}, expected {finding.expected}"
+                lines += _wrapped(text, "  ", "      ")
+            lines.append("")
+    lines.append("verified")
+    width = max(map(len, checked.verified)) + 2
+    for subject, told in checked.verified.items():
+        lines += _wrapped(told, f"  {subject:<{width}}", " " * (width + 2))
+    counts = [(sum(finding.kind == kind for finding in checked.findings), kind) for kind in KINDS]
+    tally = ", ".join(f"{count} {kind}" for count, kind in counts if count)
+    return "\n".join([*lines, "", f"findings: {tally or 'none'}"])
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
+
+
+def _read(model: type[AnySection], path: Path, name: str) -> tuple[AnySection | None, list[Finding]]:
+    """A file as `model`, None where a placeholder keeps it from being one, and a finding per placeholder and empty text."""
+    data = read_yaml(path)
+    open_places = list(_open_places(data, "", ""))
+    findings = [
+        Finding(MISSING, f"{name}: {shown}", repr(text) if text else "an empty text", "what belongs here")
+        for _, shown, text in open_places
+        if text or model is Spec  # a configuration may hold an empty text
+    ]
+    try:
+        return validate(model, data, str(path)), findings
+    except BadInput as error:
+        starts = tuple(f"{path}: {key}" for key, _, _ in open_places)
+        others = [problem for problem in error.problems if not problem.startswith(starts)]
+        if others or not starts:
+            raise BadInput(*others) from None
+        return None, findings
+
+
+def _open_places(node: Any, key: str, shown: str) -> Iterator[tuple[str, str, str]]:
+    """Every placeholder and empty text: its key as pydantic names it, as a reader finds it, and the text."""
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _open_places(child, _join(key, name), _join(shown, name))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            name = (child.get("id") or child.get("name")) if isinstance(child, dict) else None
+            label = str(index) if name is None else f"'{name}'"
+            yield from _open_places(child, _join(key, str(index)), _join(shown, label))
+    elif isinstance(node, str) and (not node.strip() or PLACEHOLDER.match(node)):
+        yield key, shown, node.strip()
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a full run stored of its claims: their hashes by id."""
+
+    path: str
+    experiment: str
+    seed: int
+    claims: Mapping[str, str]
+
+
+def _records(store: Path, runs: Path) -> list[_Record]:
+    """The full runs in the reports and under `runs`, each once. Shortened and altered ones judge no claim, so they are left out."""
+    found = {}
+    kept = [(f"{store.parent.name}/{store.name}", one) for one in (read_records(store) if store.is_dir() else [])]
+    made = [(str(path.parent), read_record(path)) for path in sorted(runs.glob(f"*/seed-*/{RECORD}"))]
+    for path, one in [*kept, *made]:
+        if not one["departures"]:
+            record = _Record(path, one["experiment"], one["seed"], one["claims"])
+            found[one["experiment"], one["seed"], tuple(sorted(one["claims"].items()))] = record
+    return list(found.values())
+
+
+def _changed(spec: Spec, records: Sequence[_Record]) -> Iterator[Finding]:
+    known = {claim.id: claim_hash(spec, claim) for claim in spec.claims}
+    differing: dict[tuple[str, str], list[_Record]] = {}
+    for record in records:
+        for name, stored in record.claims.items():
+            if known.get(name) != stored:
+                differing.setdefault((name, stored), []).append(record)
+    for (name, stored), made in differing.items():
+        runs = f"{len(made)} run{'s' * (len(made) > 1)} of {made[0].experiment} ({made[0].path})"
+        if name in known:
+            yield Finding(
+                CHANGED, f"spec.yaml: claim {name}", f"{known[name]}, but {stored} in {runs}",
+                "the claim and tolerance it was run with; a better one is a second claim",
+            )  # fmt: skip
+        else:
+            yield Finding(
+                CHANGED, "spec.yaml: claims", f"no '{name}', which {runs} judged", "every claim of a run kept, with its verdict"
+            )  # fmt: skip
+
+
+def _stand(spec: Spec, claim: Claim, records: Sequence[_Record]) -> str:
+    own = [record for record in records if record.experiment == claim.experiment]
+    if not own:
+        return "not run yet"
+    stored = [record.claims[claim.id] for record in own if claim.id in record.claims]
+    if any(one != claim_hash(spec, claim) for one in stored):
+        return "changed after a run"
+    return "as in every run" if len(stored) == len(own) else "newer than a run"
+
+
+def _verified(
+    spec: Spec, leaves: Mapping[str, Mapping[str, Any]], paper: Paper | None, claims: Mapping[str, str]
+) -> dict[str, str]:
+    values = {(name, key) for name, own in leaves.items() for key in own if key not in NO_SETTING_NEEDED}
+    sourced = {
+        (name, key) for name, own in leaves.items() for _, found in settings_of(spec, name, own) for key in found
+    }
+    origins = Counter(setting.origin for setting in spec.settings)
+    stands = Counter(claims.values())
+    told = {
+        "configurations": f"{len(leaves)} with {len(values)} values, of which {len(values & sourced)} have a setting",
+        "checklist": f"{len({s.item for s in spec.settings if s.item})} of {len(ITEMS)} items answered",
+        "settings": f"{len(spec.settings)}: {', '.join(f'{count} {origin}' for origin, count in origins.most_common())}",
+        "claims": f"{len(spec.claims)}: {', '.join(f'{count} {stand}' for stand, count in stands.most_common())}",
+        "paper": "not searched: give its text with --paper",
+    }
+    if paper:
+        told["paper"] = searched(spec, paper)
+    return told
+
+
+def _ordered(findings: list[Finding]) -> list[Finding]:
+    return sorted(dict.fromkeys(findings), key=lambda finding: KINDS.index(finding.kind))

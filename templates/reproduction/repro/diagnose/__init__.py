@@ -1,0 +1,1 @@
+"""`repro diagnose`: why it does not train."""

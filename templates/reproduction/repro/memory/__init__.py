@@ -1,0 +1,1 @@
+"""`repro memory`: device memory and time of every phase, found on fake tensors."""

@@ -1,0 +1,324 @@
+"""What `repro memory` says of time: milliseconds a step, hours a phase, sessions in all."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repro.config import RunConfig
+from repro.errors import BadInput
+from repro.memory.devices import Device, find
+from repro.memory.duration import (
+    Measured,
+    PhaseCost,
+    PhaseTime,
+    cost_of_evaluation,
+    cost_of_phase,
+    read_measured,
+    sessions,
+    time_of,
+    warnings_of,
+)
+from repro.memory.fake import CannotRehearse
+from repro.memory.roofline import NOTHING, Range, Speeds
+from repro.memory.this_machine import measure
+from repro.method import Project
+from repro.runinfo import available_host_bytes, machine
+from repro.runtime import Runtime
+from repro.spec import Spec, load_spec
+
+HERE = "this"
+"""What --on calls the machine at hand."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options about time, beside those of the command."""
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        metavar="PATH",
+        help="records of runs, a folder of them, or a YAML file with seconds per step; they take the place of what is predicted",
+    )
+    parser.add_argument(
+        "--session-hours",
+        type=_hours,
+        metavar="H",
+        help="how long one session lasts (default: the spec's budget, or not said)",
+    )
+
+
+def devices_named(names: Sequence[str]) -> list[Device]:
+    """The devices, `this` among them. Raises BadInput for a name that is not known."""
+    return [this_device() if name == HERE else find(name) for name in names]
+
+
+def this_device() -> Device:
+    """The CPU at hand as a device: its memory is what is available now; its speed is measured when it is asked for."""
+    said = machine(torch.device("cpu"))
+    threads = torch.get_num_threads()
+    return Device(
+        HERE,
+        round(said["memory_gib"] * 2**30),
+        available_host_bytes(),
+        0.0,
+        {name: 0.0 for name in ("float32", "tf32", "bf16", "fp16")},
+        f"{said['processor']}, {threads} thread{'s' * (threads > 1)}; memory: what is available now",
+    )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An experiment whose time is asked for: its configuration, and how to make its phases anew."""
+
+    project: Project
+    experiment: str
+    config: RunConfig
+
+    def costs(self, on_a_gpu: bool) -> tuple[list[PhaseCost], list[str]]:
+        """What the phases and the evaluation cost, and a line for each that cannot be rehearsed."""
+        runtime = Runtime(torch.device("cpu"))
+        found, failures = [], []
+
+        def phases() -> list:
+            return list(self.project.method.phases(self.config, runtime))
+
+        for index, phase in enumerate(phases()):
+            try:
+                found.append(cost_of_phase(phase, phases()[:index], self.config, on_a_gpu=on_a_gpu))
+            except CannotRehearse as error:
+                failures.append(str(error))
+        try:
+            evaluation = cost_of_evaluation(self.project.method, self.config, phases(), runtime)
+            found += [evaluation] if evaluation else []
+        except CannotRehearse as error:
+            failures.append(str(error))
+        return found, failures
+
+
+@dataclass(frozen=True)
+class ExperimentTime:
+    """The times of an experiment on a device. missing: lines about what has no time, and keeps the sum from being one."""
+
+    experiment: str
+    phases: tuple[PhaseTime, ...]
+    missing: tuple[str, ...]
+    seeds: int
+
+    @property
+    def of_a_seed(self) -> Range:
+        return sum((one.hours for one in self.phases), NOTHING)
+
+    @property
+    def in_all(self) -> Range:
+        return self.of_a_seed * self.seeds
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of several experiments on several devices."""
+
+    plans: Sequence[Planned]
+    devices: Sequence[Device]
+    measured: Sequence[Measured]
+    session_hours: float | None
+    seeds: int
+    budget: tuple[str, float] | None
+    _costs: dict = field(default_factory=dict)  # what was recorded and measured so far
+
+    @classmethod
+    def of(cls, plans: Sequence[Planned], devices: Sequence[Device], options: argparse.Namespace) -> Times:
+        """Raises BadInput for measured times that cannot be read."""
+        spec = _spec(plans)
+        budget = spec.budget if spec else None
+        session_hours = options.session_hours or (budget.session_hours if budget else None)
+        measured = read_measured(options.measured) if options.measured else []
+        seeds = len(spec.seeds) if spec else 1
+        return cls(plans, devices, measured, session_hours, seeds, (budget.device, budget.hours) if budget else None)
+
+    def on(self, device: Device) -> list[ExperimentTime]:
+        """Of every experiment on that device."""
+        here = device.name == HERE
+        target = self._here() if here else device
+        return [self._of(plan, target, on_a_gpu=not here) for plan in self.plans]
+
+    def _here(self) -> Speeds:
+        """Measured once, and only when it is asked for: it takes some seconds."""
+        if HERE not in self._costs:
+            self._costs[HERE] = measure().speeds
+        return self._costs[HERE]
+
+    def _of(self, plan: Planned, device: Device | Speeds, on_a_gpu: bool) -> ExperimentTime:
+        key = (plan.experiment, on_a_gpu)
+        if key not in self._costs:
+            self._costs[key] = plan.costs(on_a_gpu)
+        costs, failures = self._costs[key]
+        phases, missing, every = [], list(failures), plan.config.pace.checkpoint_every
+        for cost in costs:
+            saves = every if cost.state_bytes else None
+            try:
+                phases.append(time_of(cost, device, saves, plan.experiment, self.measured))
+            except BadInput as error:
+                missing.append(f"{cost.name}: {error}")
+        return ExperimentTime(plan.experiment, tuple(phases), tuple(missing), self.seeds)
+
+    def page(self) -> str:
+        """For people: every phase on one device, or every device in one line."""
+        return _one_device(self, self.devices[0]) if len(self.devices) == 1 else _all_devices(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs; ranges as [low, likely, high]."""
+        return {
+            "seeds": self.seeds,
+            "session_hours": self.session_hours,
+            "devices": {
+                device.name: {one.experiment: _experiment_json(one, self.session_hours) for one in self.on(device)}
+                for device in self.devices
+            },
+        }
+
+
+def _spec(plans: Sequence[Planned]) -> Spec | None:
+    path = plans[0].project.spec if plans else None
+    return load_spec(path) if path is not None and path.exists() else None
+
+
+def _one_device(times: Times, device: Device) -> str:
+    rows, notes, found = [], [], times.on(device)
+    for one in found:
+        rows.append([one.experiment])
+        for phase in one.phases:
+            rows += _rows_of(phase)
+            notes += [f"{one.experiment} {line}" for line in warnings_of(phase, times.session_hours)]
+        notes += [f"{one.experiment} {line}" for line in one.missing]
+        label = "  in all" + (f", {one.seeds} seeds" if one.seeds > 1 else "")
+        rows.append([label, "", "", _hours_text(one.in_all), "what has a time" if one.missing else ""])
+    header = ["time: likely (low to high)", "times", "ms", "hours", "from"]
+    total = sum((one.in_all for one in found), NOTHING)
+    lines = [_table(header, rows), "", *_sums(times, device, total), *_legend(times, device), *notes]
+    return "\n".join(lines)
+
+
+def _rows_of(phase: PhaseTime) -> Iterator[list[str]]:
+    first, *others = phase.parts if phase.parts and phase.parts[0].name == "step" else (None, *phase.parts)
+    if first is None:
+        yield [f"  {phase.name}", "", "", _hours_text(phase.hours), ""]
+    else:
+        yield [f"  {phase.name}", f"{first.times:,}", _text(first.once * 1e3), _hours_text(phase.hours), first.basis]
+    for part in others:
+        hours = part.seconds * (1 / 3600)
+        yield [f"    of it {part.name}", f"{part.times:,}", _text(part.once * 1e3), _hours_text(hours), ""]
+
+
+def _what(times: Times) -> str:
+    experiments, seeds = len(times.plans), times.seeds
+    return f"{experiments} experiment{'s' * (experiments > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def _sums(times: Times, device: Device, total: Range) -> Iterator[str]:
+    what = _what(times)
+    yield f"{what} on {device.name}: {_span_text(total)}{_sessions_text(total, times.session_hours)}"
+    if times.budget is not None and times.budget[0].lower() == device.name.lower():
+        hours = times.budget[1]
+        verdict = "within" if total.high <= hours else "likely within" if total.likely <= hours else "over"
+        yield f"The budget is {hours:g} hours on {times.budget[0]}: {verdict}"
+
+
+def _sessions_text(total: Range, session_hours: float | None) -> str:
+    if session_hours is None:
+        return ""
+    low, likely, high = sessions(total, session_hours)
+    return f"; {likely} ({low} to {high}) sessions of {session_hours:g} h"
+
+
+def _legend(times: Times, device: Device) -> Iterator[str]:
+    if device.name == HERE:
+        yield "An estimate from probes of this machine. Steps of models that nothing was fitted to lay within a factor of 1.5 of it."
+    else:
+        yield "An estimate from a data sheet and assumed shares of its peaks: nothing of it was measured on a GPU. Plan with the upper"
+        yield "end. A hundred real steps on the device are worth more: give their record, or their seconds, with --measured."
+    if not times.measured:
+        yield "Not in it: reading and drawing data, compiling, waiting for a session, a device that throttles."
+
+
+def _all_devices(times: Times) -> str:
+    rows, notes = [], []
+    for device in times.devices:
+        found = times.on(device)
+        total = sum((one.in_all for one in found), NOTHING)
+        missing = [line for one in found for line in one.missing]
+        remark = f"without {len(missing)} parts that do not run there" if missing else ""
+        rows.append([device.name, _span_text(total), _sessions_text(total, times.session_hours).lstrip("; "), remark])
+    header = [f"time: {_what(times)}", "likely (low to high)", "", ""]
+    return "\n".join([_table(header, rows), "", *_legend(times, times.devices[0]), *notes])
+
+
+def _experiment_json(one: ExperimentTime, session_hours: float | None) -> dict[str, Any]:
+    def three(found: Range) -> list[float]:
+        return [found.low, found.likely, found.high]
+
+    return {
+        "phases": {
+            phase.name: {
+                "parts": [
+                    {"name": part.name, "times": part.times, "seconds": three(part.once), "from": part.basis}
+                    for part in phase.parts
+                ],
+                "hours": three(phase.hours),
+                "state_bytes": phase.state_bytes,
+                "save_s": phase.save_s,
+                "warnings": warnings_of(phase, session_hours),
+            }
+            for phase in one.phases
+        },
+        "missing": list(one.missing),
+        "hours_of_a_seed": three(one.of_a_seed),
+        "hours": three(one.in_all),
+        "sessions": None if session_hours is None else list(sessions(one.in_all, session_hours)),
+    }
+
+
+def _hours_text(hours: Range) -> str:
+    return "<0.01" if hours.high < 0.01 else _text(hours)
+
+
+def _span_text(hours: Range) -> str:
+    return f"{_text(hours)} h" if hours.high >= 1 else f"{_text(hours * 60)} min"
+
+
+def _text(found: Range) -> str:
+    return f"{_short(found.likely)} ({_short(found.low)} to {_short(found.high)})"
+
+
+def _short(number: float) -> str:
+    """Two digits that count, none after the point from ten on."""
+    if 0 < number < 0.01:
+        return "<0.01"
+    return f"{number:,.0f}" if number >= 9.95 else f"{number:.1f}" if number >= 0.995 else f"{number:.2f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns that are as wide as they must be, all but the first and the last to the right."""
+    whole = [header, *rows]
+    widths = [max(len(row[column]) for row in whole if len(row) > max(1, column)) for column in range(len(header))]
+    widths[0] = min(widths[0], 52)
+    lines = []
+    for row in whole:
+        first = row[0] if len(row[0]) <= widths[0] or len(row) == 1 else row[0][: widths[0] - 3] + "..."
+        middle = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=False)]
+        lines.append("  ".join([first.ljust(widths[0]), *middle, *row[-1:][: len(row) - 1]]).rstrip())
+    return "\n".join(lines)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a number of hours above 0")
+    return hours

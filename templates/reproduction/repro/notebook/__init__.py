@@ -1,0 +1,1 @@
+"""`repro notebook`: a run on a platform whose sessions end."""

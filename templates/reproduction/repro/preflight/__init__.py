@@ -1,0 +1,1 @@
+"""`repro preflight`: what can be known before a run."""

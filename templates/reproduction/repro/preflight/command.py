@@ -1,0 +1,286 @@
+"""`repro preflight`: all that can be known before a run, as one table: every experiment through every phase, killed and resumed.
+
+Training and evaluation are at the method's tiny size, on the CPU and on stand-in data. Only the rows of the machine, the room
+and the memory are about an experiment as it is configured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from repro import arguments
+from repro.config import load
+from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
+from repro.failure import describe
+from repro.memory import command as memory
+from repro.memory import devices
+from repro.memory.footprint import needed
+from repro.method import Project, find_project
+from repro.pool import gib
+from repro.preflight.checks import CHECKS, Findings, Row, in_order
+from repro.preflight.inspection import Question, inspect
+from repro.probe import probe
+from repro.progress import progress
+from repro.runinfo import git_commit
+from repro.runtime import Runtime
+from repro.spec import load_spec
+from repro.table import in_patterns, listed, table, wrapped
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Goes through the checklist before a run: every experiment, every phase, two steps each, killed and resumed.\n"
+        "Exit code 0 when nothing failed."
+    )
+    parser.epilog = "example: repro preflight '2d-*' --json"
+    arguments.add_experiments(parser, default_all=True)
+    arguments.add_data_root(parser)
+    parser.set_defaults(data_root=None)  # data must lie in a folder that was named
+    arguments.add_runs(parser)
+    parser.add_argument(
+        "--on", metavar="DEVICE", help="the device that a run is for, as repro memory names it (default: budget.device)"
+    )
+    cores = os.cpu_count() or 1
+    parser.add_argument(
+        "--jobs", type=arguments.positive, default=cores, metavar="N", help=f"experiments at a time (default: {cores})"
+    )
+    arguments.add_json(parser)
+
+
+def command(options: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    project = find_project(Path.cwd())
+    names = arguments.names(project, options.experiments)
+    question = Question(options.data_root or Path("data"), options.data_root is not None, options.runs)
+    device = _device(project, options.on)
+    tasks = [Task(name, "training", partial(of_experiment, name, question)) for name in names]
+    tasks.append(Task(None, "probes", partial(of_probes, names, question)))
+    tasks += [Task(name, "memory", partial(of_memory, name, device)) for name in names]
+    jobs = 1 if len(names) == 1 else min(options.jobs, len(tasks))
+    found = [*of_project(project, question), *(_here(tasks) if jobs == 1 else _in_processes(tasks, jobs))]
+    rows, seconds = in_order(found), time.perf_counter() - began
+    failed = sum(row.status == "fail" for row in rows)
+    if options.json:
+        told = [asdict(row) | {"fix": row.fix} for row in rows]
+        print(json.dumps({"rows": told, "failed": failed, "seconds": round(seconds, 1), "jobs": jobs}, indent=1))
+    else:
+        print(
+            page(
+                rows,
+                list(project.experiments()),
+                f"{len(names)} experiment{'s' * (len(names) > 1)}, {seconds:.0f} s, {jobs} at a time",
+            )
+        )
+    return EXIT_RUN_FAILED if failed else EXIT_OK
+
+
+def of_project(project: Project, question: Question) -> list[Row]:
+    """Rows about what all experiments share."""
+    findings = Findings()
+    try:
+        spec = load_spec(project.spec)
+    except BadInput as error:
+        findings.failed("spec", describe(error))
+        findings.left_out("seeds", "the spec cannot be read")
+    else:
+        findings.judge("spec", _fault_of_spec(project, question), str(project.spec))
+        twice = sorted({seed for seed in spec.seeds if spec.seeds.count(seed) > 1})
+        problem = f"found {listed([str(seed) for seed in twice])} more than once" if twice else None
+        findings.judge("seeds", problem, f"a full run: --seeds {' '.join(map(str, spec.seeds))}")
+    commit = git_commit(project.root)
+    if commit == "none":
+        findings.left_out("commit", "this is no git repository: a record names no commit")
+    else:
+        changed = commit.endswith("+changes")
+        problem = f"found changes since {commit.removesuffix('+changes')[:12]} that are not committed"
+        findings.judge("commit", problem if changed else None, commit)
+    return findings.rows
+
+
+def _fault_of_spec(project: Project, question: Question) -> str | None:
+    from repro.check.command import check_project
+
+    try:
+        found = check_project(project, None, question.runs).findings
+    except BadInput as error:
+        return describe(error)
+    if not found:
+        return None
+    first, more = found[0], f"; and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{first.kind}: {first.place}: found {first.found}, expected {first.expected}{more}"
+
+
+def of_experiment(name: str, question: Question) -> list[Row]:
+    """Rows of one experiment, but for its probes and its memory."""
+    return inspect(find_project(Path.cwd()), name, question)
+
+
+def of_probes(names: Sequence[str], question: Question) -> list[Row]:
+    """A row for each experiment. Probes that experiments share are called once."""
+    project, configs = find_project(Path.cwd()), {}
+    for name in names:
+        try:
+            configs[name] = load(project.config_class(name), project.experiments()[name])[0]
+        except BadInput:
+            continue  # said in the row of its configuration
+    found = probe(project, configs, Runtime(torch.device("cpu"), question.data_root, stand_in_data=True))
+    rows = []
+    for name in names:
+        findings, own = Findings(name), [one for one in found if name in one.experiments]
+        broken = [f"{', '.join(filter(None, [one.name, one.shapes]))}: {one.error}" for one in own if one.error]
+        if name not in configs:
+            findings.left_out("probes", "the configuration cannot be used")
+        elif not own:
+            findings.left_out("probes", "the Method has no probes for it (repro/method.py, Probe)")
+        else:
+            findings.judge("probes", "; ".join(broken) or None, f"{len(own)} calls")
+        rows += findings.rows
+    return rows
+
+
+def _device(project: Project, asked: str | None) -> str | None:
+    """The device that runs are for: the one that is named, or that of the spec's budget. Raises BadInput for an unknown `asked`."""
+    if asked is not None:
+        return devices.find(asked).name
+    try:
+        budget = load_spec(project.spec).budget
+    except BadInput:
+        return None
+    return budget.device if budget else None
+
+
+def of_memory(name: str, device: str | None) -> list[Row]:
+    """Whether each phase of an experiment, and its evaluation, fit on the device."""
+    findings = Findings(name)
+    if device is None:
+        findings.left_out("memory", "no device was named: --on DEVICE, or budget.device in the spec")
+        return findings.rows
+    try:
+        found = devices.find(device)
+    except BadInput as error:
+        findings.left_out("memory", f"budget.device of the spec: {describe(error)}")
+        return findings.rows
+    try:
+        planned = memory.Planned.read(find_project(Path.cwd()), name, [])
+    except BadInput:
+        findings.left_out("memory", "the configuration cannot be used")
+        return findings.rows
+    estimated = memory.estimate(planned)
+    for failure in estimated.failures:
+        findings.failed("memory", failure)
+    for one in estimated.footprints:
+        most = max(needed(one, part) for part in one.parts)
+        sizes = f"{gib(most)} needed of {gib(found.room_bytes)} on {found.name}"
+        findings.judge("memory", f"found {sizes}" if most > found.room_bytes else None, sizes, one.name)
+    return findings.rows
+
+
+@dataclass(frozen=True)
+class Task:
+    """What makes rows; `check` is the one that fails when it ends without an answer."""
+
+    experiment: str | None
+    check: str
+    call: Callable[[], list[Row]]
+
+
+def _here(tasks: Sequence[Task]) -> Iterator[Row]:
+    for task in progress(tasks, "preflight"):
+        yield from _answer(task)
+
+
+def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[Row]:
+    """The rows of all tasks, `jobs` at a time, each job in a process of its own: what kills one leaves the others' rows."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+
+    def start() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,))
+
+    def answer(task: Task) -> list[Row]:
+        process = idle.get()
+        try:
+            return process.submit(_answer, task).result()
+        except BrokenProcessPool:
+            process.shutdown()
+            process = start()
+            return _no_answer(task, "its process was killed: out of memory, or a crash in a library")
+        finally:
+            idle.put(process)
+
+    idle: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
+    for _ in range(jobs):
+        idle.put(start())
+    try:
+        with ThreadPoolExecutor(jobs) as waiting:
+            for rows in progress(waiting.map(answer, tasks), "preflight", total=len(tasks)):
+                yield from rows
+    finally:
+        for _ in range(jobs):
+            idle.get().shutdown()
+
+
+def _answer(task: Task) -> list[Row]:
+    try:
+        with redirect_stdout(sys.stderr):  # what a method or a library prints is no data
+            return task.call()
+    except Exception as error:
+        return _no_answer(task, describe(error))
+
+
+def _no_answer(task: Task, why: str) -> list[Row]:
+    findings = Findings(task.experiment)
+    findings.failed(task.check, why)
+    return findings.rows
+
+
+def page(rows: Sequence[Row], known: Sequence[str], tally: str) -> str:
+    """The checklist with counts, then every failed row with what to do, then why others are not applicable."""
+    lines = []
+    for name, check in CHECKS.items():
+        own = [row.status for row in rows if row.check == name]
+        if own:
+            counts = [str(own.count(status) or "") for status in ("pass", "fail", "not applicable")]
+            lines.append([name, *counts, f"{check.of}: {check.asks}"])
+    text = [table(["check", "pass", "FAIL", "n/a", "passes when"], lines), ""]
+    failed = _merged(rows, "fail", known)
+    for check, where, what in failed:
+        text += wrapped(f"FAIL  {check}{where}: {what}", "      ") + wrapped(
+            f"      fix: {CHECKS[check].fix}", "      "
+        )
+    text += [""] * bool(failed)
+    for check, where, what in _merged(rows, "not applicable", known):
+        text += wrapped(f"n/a   {check}{where}: {what}", "      ")
+    count = sum(row.status == "fail" for row in rows)
+    return "\n".join([*text, "", f"{len(rows)} rows, {count} failed; {tally}"])
+
+
+def _merged(rows: Sequence[Row], status: str, known: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(check, where, text) of the rows of a status. Those that say the same of several phases or experiments are one."""
+    phases: dict[tuple[str, str, str | None], list[str]] = {}
+    for row in rows:
+        if row.status == status:
+            phases.setdefault((row.check, row.text, row.experiment), []).extend([row.phase] if row.phase else [])
+    places: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (check, text, experiment), named in phases.items():
+        places.setdefault((check, text, tuple(named)), []).extend([experiment] if experiment else [])
+    merged = []
+    for (check, text, named), experiments in places.items():
+        where = [in_patterns(experiments, known)] if experiments else []
+        where += [f"phase {listed(named)}"] if named else []
+        merged.append((check, f" ({'; '.join(where)})" if where else "", text))
+    return merged

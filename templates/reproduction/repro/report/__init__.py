@@ -1,0 +1,1 @@
+"""`repro report`: verdicts, the results page, the note, the checklist."""

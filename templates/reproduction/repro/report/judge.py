@@ -1,0 +1,180 @@
+"""Verdicts: every claim of the spec held against the records of the runs (SKILL section 9).
+
+A verdict follows from the tolerance that was fixed before the run, and from nothing else here: intervals and comparisons are
+shown beside it. Runs that depart from the shipped configuration are shown and never counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import mean, stdev
+
+from repro.errors import BadInput
+from repro.report.statistics import Interval, Pairs, compare, mean_interval
+from repro.spec import Claim, Gap, Spec, Tolerance, claim_hash
+
+REPRODUCED, CLOSE, NOT = "reproduced", "close", "not reproduced"
+INCONCLUSIVE, COULD_NOT_RUN = "inconclusive", "could not run"
+SHORTENED = "shortened or altered run, it does not count"
+VERDICTS = (REPRODUCED, CLOSE, NOT, INCONCLUSIVE, COULD_NOT_RUN)
+BELOW_FLOOR = "the reported value is below the floor of this metric"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One claim and what became of it; `reproduced` and `floor` are summaries over `seeds`, None without a run.
+
+    `interval` is that of the mean, or of the geometric mean where the claim is about a ratio; None for one seed. `pairs` is
+    there for a ratio only. `settled`: every value in the interval would get the same verdict; None where there is no interval
+    or the verdict does not come from the values. None of the three moves a verdict.
+    """
+
+    id: str
+    statement: str
+    where: str
+    experiment: str
+    kind: str
+    metric: str
+    reported: float
+    reproduced: dict | None
+    floor: dict | None
+    tolerance: dict
+    verdict: str
+    reason: str
+    seeds: list[int]
+    commit: list[str]
+    config_hash: list[str]
+    machine: list[str]
+    interval: Interval | None = None
+    pairs: Pairs | None = None
+    settled: bool | None = None
+
+
+def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
+    """The verdict on `claim` from `records`, those of its experiment, one per seed."""
+    used = [record for record in records if record["seed"] in spec.seeds and _value(claim, record) is not None]
+    values = [_value(claim, record) for record in used]
+    tolerance = spec.tolerances[claim.tolerance]
+    verdict, reason = _verdict(claim, tolerance, used, values, claim_hash(spec, claim), spec.seeds)
+    floors = [record["metrics"][claim.floor] for record in used if claim.floor in record["metrics"]]
+    if floors and claim.reported < min(floors):
+        reason += f"; {BELOW_FLOOR}"
+    pairs = _pairs(claim, used)
+    interval = pairs.interval if pairs else mean_interval(values)
+    metric = claim.metric if claim.divided_by is None else f"{claim.metric} / {claim.divided_by}"
+    return Judgement(
+        claim.id, claim.statement, claim.where, claim.experiment, claim.kind, metric, claim.reported,
+        _summary(values), _summary(floors), tolerance.model_dump(mode="json"), verdict, reason,
+        [record["seed"] for record in used],
+        sorted({record["commit"] for record in used}),
+        sorted({record["config_hash"] for record in used}),
+        sorted({hardware(record) for record in used}),
+        interval, pairs, _settled(claim, tolerance, verdict, interval),
+    )  # fmt: skip
+
+
+def judge_all(spec: Spec, records: Sequence[dict]) -> list[Judgement]:
+    """One judgement per claim, in the order of the spec."""
+    return [judge(spec, claim, [r for r in records if r["experiment"] == claim.experiment]) for claim in spec.claims]
+
+
+def causes(spec: Spec, judgement: Judgement) -> list[int]:
+    """Which of the spec's gaps say why this claim was missed, by number from 1; none for a claim that was not missed."""
+    if judgement.verdict in (REPRODUCED, COULD_NOT_RUN):
+        return []
+    return [number for number, gap in enumerate(spec.gaps, start=1) if fnmatchcase(judgement.id, gap.claims)]
+
+
+def unexplained(spec: Spec, judgements: Sequence[Judgement]) -> list[str]:
+    """The claims that were not reproduced and for which no gap names a suspected cause."""
+    return [j.id for j in judgements if j.verdict == NOT and not causes(spec, j)]
+
+
+def check_gaps(spec: Spec, path: Path) -> None:
+    """Raises BadInput for a gap whose `claims` matches no claim: it would never be shown."""
+    known = [claim.id for claim in spec.claims]
+
+    def is_lost(gap: Gap) -> bool:
+        return not any(fnmatchcase(name, gap.claims) for name in known)
+
+    problems = [
+        f"{path}: gaps.{index}.claims: found '{gap.claims}', expected the id of a claim or a pattern that matches one"
+        for index, gap in enumerate(spec.gaps)
+        if is_lost(gap)
+    ]
+    if problems:
+        raise BadInput(*problems)
+
+
+def hardware(record: dict) -> str:
+    """The machine of a record in words."""
+    machine = record["machine"]
+    device = "" if machine["device"] == "cpu" else f", {machine['device']}"
+    return f"{machine['processor']}, {machine['cores']} cores{device}"
+
+
+def _value(claim: Claim, record: dict) -> float | None:
+    metrics = record["metrics"]
+    names = [claim.metric] + ([claim.divided_by] if claim.divided_by else [])
+    if any(name not in metrics for name in names):
+        return None
+    divisor = metrics[claim.divided_by] if claim.divided_by else 1.0
+    return metrics[claim.metric] / divisor if divisor else None
+
+
+def _pairs(claim: Claim, used: Sequence[dict]) -> Pairs | None:
+    if not used or claim.divided_by is None:
+        return None
+    one, other = ([record["metrics"][name] for record in used] for name in (claim.metric, claim.divided_by))
+    return compare(one, other)
+
+
+def _verdict(
+    claim: Claim, tolerance: Tolerance, used: list[dict], values: list[float], current_hash: str, seeds: Sequence[int]
+) -> tuple[str, str]:
+    if not used:
+        return COULD_NOT_RUN, "no run of this experiment measured it"
+    departures = sorted({line for record in used for line in record["departures"]})
+    if departures:
+        return INCONCLUSIVE, f"{SHORTENED}: {'; '.join(departures)}"
+    if any(record["claims"].get(claim.id) != current_hash for record in used):
+        return INCONCLUSIVE, "the claim or its tolerance was changed after the run"
+    missing = sorted(set(seeds) - {record["seed"] for record in used})
+    if missing:
+        return INCONCLUSIVE, f"no run of seed {', '.join(map(str, missing))}"
+    grades = {_grade(claim, tolerance, value) for value in values}
+    grade = _grade(claim, tolerance, mean(values))
+    if {REPRODUCED, NOT} <= grades:
+        return INCONCLUSIVE, f"the seeds disagree: {', '.join(sorted(grades))}"
+    return grade, _comparison(claim, tolerance, mean(values))
+
+
+def _grade(claim: Claim, tolerance: Tolerance, value: float) -> str:
+    distance = abs(value - claim.reported) / abs(claim.reported) if claim.kind == "equal" else value
+    if distance <= tolerance.reproduced:
+        return REPRODUCED
+    return CLOSE if distance <= tolerance.close else NOT
+
+
+def _settled(claim: Claim, tolerance: Tolerance, verdict: str, interval: Interval | None) -> bool | None:
+    """Whether the whole interval lies where the verdict is the same."""
+    if interval is None or verdict not in (REPRODUCED, CLOSE, NOT):
+        return None
+    # The grade changes with the distance to the reported value alone, which is least there and greatest at an end.
+    points = [interval.low, interval.high] + ([claim.reported] if claim.reported in interval else [])
+    return {_grade(claim, tolerance, point) for point in points} == {verdict}
+
+
+def _comparison(claim: Claim, tolerance: Tolerance, value: float) -> str:
+    if claim.kind == "equal":
+        return f"{100 * (value / claim.reported - 1):+.1f}% from the reported value, {tolerance.reproduced:.0%} allowed"
+    return f"at most {tolerance.reproduced:g} allowed"
+
+
+def _summary(values: list[float]) -> dict | None:
+    if not values:
+        return None
+    return {"mean": mean(values), "spread": stdev(values) if len(values) > 1 else None, "values": values}
