@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from toy_project import CONFIG, write_yaml
 
+from repro.check.coverage import NO_SETTING_NEEDED
 from repro.check.paper import Paper, make_page, numbers, pages_named, split_pages
 from repro.cli import main
-from repro.config import validate
-from repro.spec import Spec, claim_hashes
+from repro.config import flatten, validate
+from repro.spec import ITEMS, Spec, claim_hashes
 
 PAGES = [
     """A Toy of Lines
@@ -242,6 +243,76 @@ def test_words_that_only_contain_a_placeholder_are_none(toy):
     assert toy.check() == []
 
 
+@pytest.mark.parametrize("text", ["", "# nothing yet", "claims:\nsettings:\n"])
+def test_an_empty_spec_lists_what_to_read_for(toy, text):
+    toy.write()
+    (toy.root / "spec.yaml").write_text(text)
+    toy.write = lambda: None
+    found = toy.check()
+    parts = ["paper", "level", "seeds", "tolerances", "claims", "settings", "deviations", "not_attempted", "budget"]
+    asked = [f"spec.yaml: {part}" for part in parts] + [f"spec.yaml: settings: item '{item}'" for item in ITEMS]
+    lines = [line for line in found if line.startswith("missing")]
+    assert sorted(line.split(" | ")[1] for line in lines) == sorted(asked)
+    assert {line.split(" | ")[1] for line in found if line not in lines} == {  # the values that no setting answers for
+        f"configs/toy.yaml: {key}" for key in flatten(CONFIG) if key not in NO_SETTING_NEEDED
+    }
+
+
+@pytest.mark.parametrize("part", ["paper", "level", "seeds", "deviations", "not_attempted"])
+def test_a_part_that_is_not_there_keeps_nothing_else_from_being_checked(toy, part):
+    del toy.spec[part]
+    assert toy.one().startswith(f"missing | spec.yaml: {part} | nothing |")
+    toy.settings["loss"]["quote"] = "words of another paper"
+    assert [line.split(" | ")[0] for line in toy.check()] == ["missing", "not found"]
+
+
+def test_a_claim_before_its_tolerance_is_written(toy):
+    toy.record()
+    toy.spec["tolerances"] = {}
+    missing, *changed = toy.check()
+    assert missing.startswith("missing | spec.yaml: tolerances.wide | nothing, but claims name it |")
+    assert len(changed) == 2 and all("no tolerance, but" in line for line in changed)
+
+
+def test_an_entry_that_is_half_written_is_named(toy):
+    del toy.claims["constant"]["reported"], toy.settings["pool"]["origin"]
+    assert toy.check() == [
+        "missing | spec.yaml: claims.'constant'.reported | nothing | a value",
+        "missing | spec.yaml: settings.'pool'.origin | nothing | a value",
+    ]
+
+
+def test_the_items_are_asked_before_there_is_a_configuration(toy):
+    toy.settings["loss"]["item"] = None
+    toy.write()
+    (toy.root / "configs" / "toy.yaml").unlink()
+    toy.write = lambda: None
+    assert [line.split(" | ")[1] for line in toy.check()] == [
+        "configs", "configs/toy.yaml", "spec.yaml: settings: item 'loss'",
+    ]  # fmt: skip
+
+
+NO_METHODS = [
+    "[tool.repro]\n",
+    '[tool.repro]\nmethod = "not_there:METHOD"\n',
+    '[tool.repro]\nmethod = "toy_method:GONE"\n',
+]
+
+
+@pytest.mark.parametrize("table", NO_METHODS)
+def test_without_a_method_the_rest_is_checked(toy, table):
+    (toy.root / "pyproject.toml").write_text(table)
+    assert toy.one().startswith("missing | method | ")
+    toy.config["pool_size"], toy.settings["loss"]["quote"] = 65, "words of another paper"
+    assert [line.split(" | ")[0] for line in toy.check()] == ["missing", "contradicted", "not found"]
+
+
+@pytest.mark.parametrize("table", NO_METHODS)
+def test_other_commands_need_the_method(toy, table):
+    (toy.root / "pyproject.toml").write_text(table)
+    assert main(["list"]) == 2 and "pyproject.toml: tool.repro.method: " in toy.capsys.readouterr().err
+
+
 def test_what_is_no_spec_is_bad_input(toy):
     toy.spec["seeds"] = "FILL IN"
     toy.spec["level"] = "astonishing"
@@ -357,6 +428,13 @@ def test_a_quote_of_another_form(toy, quote, found):
     [
         (3, "a network of three layers"),
         (0, "we used no weight decay"),
+        (6, "we hold out every sixth image"),
+        (3, "the first phase uses three layers"),
+        (25, "averaged over twenty-five runs"),
+        (200000, "for two hundred thousand steps"),
+        (20000, "for 20 thousand steps"),
+        (0.5, "one half of the pool"),
+        (2, "every pool is drawn **twice**, by one generator"),
         ([32, 64], "filters of **32 and 64** in 2 blocks"),
         (0.6, "only **60%** of the evaluations"),
         (60, "only **60%** of the evaluations"),
@@ -374,6 +452,11 @@ def test_what_a_quote_says(toy, value, quote):
     [
         (3, "a network of four layers"),
         (0, "we used weight decay"),
+        (6, "we hold out every seventh image"),
+        (20, "averaged over twenty-five runs"),
+        (100, "for several hundred steps"),
+        (20, "for 20 thousand steps"),
+        (1, "one half of the pool"),
         ([32, 64], "filters of **64 and 32** in 2 blocks"),
         (2000, "for 20k steps"),
         (1e-4, "learning rate 1 × 10−5"),
@@ -382,6 +465,27 @@ def test_what_a_quote_says(toy, value, quote):
 def test_what_a_quote_does_not_say(toy, value, quote):
     toy.settings["loss"].update(value=value, quote=quote)
     assert "spec.yaml: setting 'loss'" in toy.one("--runs", "runs")
+
+
+def test_one_marked_number_says_a_list_of_as_many_as_the_quote_tells(toy):
+    for quote in ("two hidden layers of **64** units", "2 layers of **64** units each"):
+        toy.settings["loss"].update(value=[64, 64], quote=quote)
+        assert toy.check("--runs", "runs") == []
+
+
+@pytest.mark.parametrize(
+    "quote, found, expected",
+    [
+        ("hidden layers of **64** units", "1 number: 64", "or a quote like '2 layers of **64**'"),
+        ("three hidden layers of **64** units", "1 number: 64", "or a quote like '2 layers of **64**'"),
+        ("2 hidden layers of 64 units", "but its quote says 2, 64", "or a quote like '2 layers of **64**'"),
+        ("two hidden layers of **32** units", "but its quote says 32, 32", "what the quote says"),
+    ],
+)
+def test_a_list_that_one_number_does_not_say(toy, quote, found, expected):
+    toy.settings["loss"].update(value=[64, 64], quote=quote)
+    line = toy.one("--runs", "runs")
+    assert found in line and line.endswith(expected)
 
 
 # --- contradicted ------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,8 @@ from repro.cli import COMMANDS, main
 from repro.config import RunConfig, Section
 from repro.errors import BadInput
 from repro.method import find_project
+from repro.run import plan
+from repro.run_command import LINE, _line
 from repro.runtime import Runtime
 
 
@@ -76,7 +79,8 @@ def test_a_run_leaves_a_record_of_where_it_came_from(project, capsys):
 def test_train_iters_reaches_every_phase_and_says_so(project, capsys):
     assert main(["run", "toy", "--train-iters", "2"]) == 0
     changes = ["phases.constant.iterations: 9 -> 2", "phases.line.iterations: 12 -> 2"]
-    assert sorted(capsys.readouterr().err.strip().splitlines()) == [f"toy: {change}" for change in changes]
+    told = capsys.readouterr().err.splitlines()
+    assert sorted(told[:2]) == [f"toy: {change}" for change in changes]
     assert record(project)["departures"] == changes
 
 
@@ -130,7 +134,7 @@ def test_a_resume_says_where_it_goes_on(project, capsys, monkeypatch):
         assert main(["run", "toy"]) == 130
     capsys.readouterr()
     assert main(["run", "toy", "--resume"]) == 0
-    assert capsys.readouterr().err == "runs/toy/seed-0: goes on at phase 2 constant, from its beginning\n"
+    assert capsys.readouterr().err.startswith("runs/toy/seed-0: goes on at phase 2 constant, from its beginning\n")
 
 
 def test_a_later_phase_is_given_the_earlier_networks_frozen(project, monkeypatch):
@@ -166,7 +170,8 @@ def test_the_method_is_told_what_the_machine_is(project, monkeypatch):
 def test_what_a_phase_says_of_the_machine_is_told_once_with_its_number(project, capsys, monkeypatch):
     monkeypatch.setattr(Constant, "check", lambda self, folder: [f"lies in {folder}"])
     assert main(["run", "toy"]) == 0
-    assert capsys.readouterr().err == "runs/toy/seed-0: 2 constant: lies in runs/toy/seed-0/2-constant\n"
+    told = "runs/toy/seed-0: 2 constant: lies in runs/toy/seed-0/2-constant"
+    assert [line for line in capsys.readouterr().err.splitlines() if "lies in" in line] == [told]
 
 
 def lacking(self, folder):
@@ -287,11 +292,8 @@ def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, m
     capfd.readouterr()
     assert main(["run", "toy", "--seeds", "0", "1", "--resume"]) == 1
     errors = capfd.readouterr().err.strip().splitlines()
-    assert (
-        len(errors) == 1
-        and errors[0].startswith("repro: toy seed 1: exit code 2")
-        and "no sound checkpoint" in errors[0]
-    )
+    assert len(errors) == 2 and errors[0].startswith("toy seed 0: was finished, ")
+    assert errors[1].startswith("repro: toy seed 1: exit code 2") and "no sound checkpoint" in errors[1]
 
 
 @pytest.mark.parametrize(
@@ -401,12 +403,60 @@ def test_a_shortened_run_is_labelled_on_the_page(project):
     assert "Shortened runs" in (project / "reports" / "README.md").read_text()
 
 
-def test_the_command_is_silent_off_a_terminal_and_needs_no_source_tree(project):
-    """Run as a user does, in a process of its own: data on standard output, nothing on standard error."""
+def test_off_a_terminal_no_bar_is_drawn_and_no_source_tree_is_needed(project):
+    """Run as a user does, in a process of its own: data on standard output, what happened on standard error."""
     write_yaml(project / "spec.yaml", SPEC)
     environment = {"PYTHONPATH": str(Path(__file__).parent), "PATH": ""}
     result = subprocess.run(
         [sys.executable, "-m", "repro", "run", "toy"], capture_output=True, text=True, env=environment, cwd=project
     )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "runs/toy/seed-0\n", "")
+    assert (result.returncode, result.stdout) == (0, "runs/toy/seed-0\n")
+    assert re.fullmatch(r"toy seed 0: [\d.]+ s, constant.value [\d.]+\nnext: repro report\n", result.stderr)
     assert yaml.safe_load((project / "runs/toy/seed-0/config.yaml").read_text()) == CONFIG
+
+
+def test_every_finished_run_is_told_in_a_line_and_then_what_comes_next(project, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    assert main(["run", "toy", "--seeds", "0", "1", "--jobs", "2", "--runs", "my runs", "--device", "cpu"]) == 0
+    told = capfd.readouterr()
+    *lines, last = told.err.splitlines()
+    assert told.out == "my runs\n" and last == "next: repro report --runs 'my runs'"
+    assert [re.sub(r"[\d.]+ s,.*", "T", line) for line in sorted(lines)] == ["toy seed 0: T", "toy seed 1: T"]
+    value = json.loads((project / "my runs/toy/seed-1/record.json").read_text())["metrics"]["constant.value"]
+    assert sorted(lines)[1].endswith(f"s, constant.value {value:.2f}")
+
+
+def test_a_run_that_was_finished_before_is_told_as_such(project, capsys):
+    assert main(["run", "toy"]) == 0
+    assert "was finished" not in capsys.readouterr().err
+    assert main(["run", "toy", "--resume"]) == 0
+    assert capsys.readouterr().err.startswith("toy seed 0: was finished, ")
+
+
+def test_a_damaged_record_of_a_finished_run_is_named_and_stops_nothing(project, capsys):
+    assert main(["run", "toy"]) == 0
+    (project / "runs/toy/seed-0/record.json").write_text("{")
+    capsys.readouterr()
+    assert main(["run", "toy", "--resume"]) == 0
+    assert capsys.readouterr().err.startswith("repro: warning: runs/toy/seed-0/record.json: found no run record")
+
+
+def test_many_claims_still_make_one_line(project):
+    claims = [SPEC["claims"][0] | {"id": f"c{n}", "metric": f"metric.number.{n}"} for n in range(40)]
+    write_yaml(project / "spec.yaml", SPEC | {"claims": claims})
+    record = {"wall_s": {"line": 90.4}, "metrics": {f"metric.number.{n}": 98.0 for n in range(40)}}
+    line = _line(plan(find_project(project), "toy", []), 7, record, was_there=False)
+    assert line.startswith("toy seed 7: 90 s, metric.number.0 98.0, ") and len(line) <= LINE
+    shown, more = re.fullmatch(r"(.*) and (\d+) more", line).groups()
+    assert shown.count("metric.number") + int(more) == 40
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "--json"]])
+def test_a_reader_that_leaves_early_gets_no_traceback(project, arguments):
+    command = [sys.executable, "-m", "repro", *arguments]
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "PATH": ""}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=project
+    ) as process:
+        process.stdout.close()  # before anything is written: the interpreter takes longer to start
+        assert process.stderr.read() == b"" and process.wait() == 141

@@ -192,3 +192,30 @@ def test_overrides_that_only_fit_together_may_come_in_any_order(tmp_path):
         assert (config.low, config.high) == (5, 6)
     with pytest.raises(BadInput, match="^--set low=5: .*low at most high"):
         load(Range, path, ["low=5", "high=4"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{quote: image x[::6], page: 1}",
+        "quote: one: two",
+        "{why: see: below}",
+        "quote: [::6]",
+        "quote: **3** layers",
+        "quote: @x",
+    ],
+)
+def test_text_that_yaml_takes_for_syntax_belongs_in_quotes(text):
+    assert problem(lambda: parse_yaml(text, "spec.yaml")).endswith("; put text with any of : [ { , * @ in quotes")
+
+
+@pytest.mark.parametrize("text", ["a: {b: c", "a: 'b", "a:\n\t- b", "- a\nb: c"])
+def test_other_faults_of_yaml_are_told_alone(text):
+    assert "in quotes" not in problem(lambda: parse_yaml(text, "spec.yaml"))
+
+
+def test_an_empty_file_is_an_empty_mapping_only_where_it_may_be(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text("# nothing yet")
+    assert read_yaml(path, may_be_empty=True) == {}
+    assert "found null, expected a mapping" in problem(lambda: read_yaml(path))

@@ -11,20 +11,19 @@ from torch.nn import functional
 
 from repro.cli import main
 from repro.errors import BadInput
-from repro.memory import cost, duration, roofline, this_machine
+from repro.memory import cost, duration, roofline, this_machine, words
 from repro.memory.cost import Cost, Op, step_cost
 from repro.memory.devices import DEVICES, find
 from repro.memory.duration import (
     DISK_BYTES_S,
-    Measured,
     PartCost,
     PhaseCost,
-    read_measured,
     sessions,
     time_of,
     warnings_of,
 )
 from repro.memory.fake import fake_tensors
+from repro.memory.measured import Measured, read_measured
 from repro.memory.roofline import Range, predict
 from repro.memory.this_machine import Curve
 from repro.memory.this_machine import Measured as MeasuredMachine
@@ -400,6 +399,16 @@ def test_what_was_measured_of_something_else_is_passed_over(other):
     assert found.parts[0].basis == "data sheet"
 
 
+def test_too_few_steps_are_passed_over_but_not_all_steps_of_a_short_phase():
+    few, whole = (replace(measured(), steps=steps) for steps in (99, 40))
+    (found, one) = (
+        time_of(phase_cost(steps=steps), find("T4"), 100, "line", [given])
+        for steps, given in ((1000, few), (40, whole))
+    )
+    assert found.parts[0].basis == "data sheet" and found.passed_over == ((few, "fewer than 100 steps"),)
+    assert one.parts[0].basis == "measured, 1 record" and one.passed_over == ()
+
+
 def record(**changes):
     phases = {"first": {"iterations": 100, "batch_size": 16, "learning_rate": 0.1}}
     machine = {"device": "Tesla T4", "threads": 2}
@@ -505,6 +514,83 @@ def test_the_command_measures_this_machine_when_asked(project, capsys, monkeypat
     monkeypatch.setattr(hours, "measure", lambda: probes)
     main(["memory", "toy", "--on", "this"])
     assert "probes of this machine" in capsys.readouterr().out
+
+
+def toy_record(project, name="toy", **changes):
+    """A finished run of the toy, all of its steps."""
+    sections = {"line": (12, 8), "constant": (9, 4)}
+    phases = {
+        phase: {"iterations": steps, "batch_size": rows, "learning_rate": 0.01}
+        for phase, (steps, rows) in sections.items()
+    }
+    path = project / "runs" / name / "seed-0" / "record.json"
+    path.parent.mkdir(parents=True)
+    whole = {"experiment": "toy", "config": {"phases": phases}, "wall_s": {"line": 24.0, "constant": 9.0}}
+    path.write_text(json.dumps(record(**(whole | {"prepare_s": {}} | changes))))
+    return phases
+
+
+def page_of(capsys, *options):
+    main(["memory", "toy", "--on", "T4", "--measured", "runs", *options])
+    return capsys.readouterr().out
+
+
+def test_where_every_time_is_measured_the_page_names_the_folder_and_no_estimate(project, capsys):
+    toy_record(project)
+    page = page_of(capsys).partition("time: likely")[2]
+    assert "Every time was measured on this device." in page and "estimate" not in page and "passed over" not in page
+    assert "Measured times are from runs/toy (1 file)" in page
+
+
+def test_records_of_a_cpu_are_passed_over_aloud(project, capsys):
+    toy_record(project, machine={"device": "cpu", "threads": 1})
+    page = page_of(capsys).partition("time: likely")[2]
+    assert "1 record passed over: measured on cpu\n" in page and "Measured times are from" not in page
+
+
+def test_short_runs_are_passed_over_aloud(project, capsys):
+    short = toy_record(project)
+    toy_record(project, "smoke", config={"phases": {name: one | {"iterations": 5} for name, one in short.items()}})
+    page = page_of(capsys)
+    assert "2 phases of 1 record passed over: fewer than 100 steps\n" in page
+    assert "Measured times are from runs/toy (1 file)\n" in page
+
+
+def test_records_of_other_experiments_and_settings_are_passed_over_aloud(project, capsys):
+    toy_record(project, experiment="curve")
+    phases = toy_record(project, "other")
+    (project / "runs/other/seed-0/record.json").unlink()
+    toy_record(project, "wide", config={"phases": {name: one | {"batch_size": 99} for name, one in phases.items()}})
+    page = page_of(capsys)
+    assert "1 record passed over: of other experiments: curve\n" in page
+    assert "2 phases of 1 record passed over: another setting of the phase\n" in page
+
+
+def test_starting_a_run_is_said_to_be_missing(project, capsys):
+    main(["memory", "toy", "--on", "T4"])
+    assert "Not in it: starting a run" in capsys.readouterr().out
+
+
+def test_one_of_a_thing_has_no_s_and_a_range_of_equal_ends_is_one_number(project, capsys):
+    toy_record(project)
+    page = page_of(capsys, "--session-hours", "1")
+    assert "; 1 session of 1 h\n" in page and "2,000\n" not in page
+    assert "2.0 (" not in page and " 2,000 " in page  # milliseconds, measured once
+
+
+@pytest.mark.parametrize(
+    "seconds, expected",
+    [(0, "0 s"), (1e-6, "< 0.01 ms"), (0.00094, "0.94 ms"), (0.062, "62 ms"), (0.5, "0.5 s"), (42, "42 s"), (300, "5 min"), (359, "6 min"), (360, "0.1 h"), (3600, "1 h"), (90_000, "25 h")],
+)  # fmt: skip
+def test_times_in_words(seconds, expected):
+    assert words.in_words(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    "hours, expected", [(1, "1 hour"), (1.5, "1.5 hours"), (9, "9 hours"), (0.05, "3 min"), (0.005, "18 s")]
+)
+def test_hours_in_words(hours, expected):
+    assert words.in_hours(hours) == expected
 
 
 def test_a_path_without_records_is_refused_before_anything_is_printed(project, capsys):

@@ -59,11 +59,11 @@ def test_the_note_has_its_parts_in_order(note):
 
 
 def test_the_result_stands_beside_the_reported_value_with_its_interval(note):
-    assert "| `constant` The constant is three. | 3 | 3.05 | 2.41 to 3.69 | 2 | reproduced |" in note().page
+    assert "| `constant` The constant is three. | 3.0 | 3.050 | 2.41 to 3.69 | 2 | reproduced |" in note().page
 
 
 def test_one_seed_gets_no_interval(note):
-    assert "| 3 | 3 |  | 1 | inconclusive |" in note(spec(), 3.0).page
+    assert "| 3.0 | 3.00 |  | 1 | inconclusive |" in note(spec(), 3.0).page
 
 
 def test_the_setup_says_time_machine_seeds_and_budget(note):
@@ -259,6 +259,18 @@ def test_answers_by_hand_are_kept_and_counted(tmp_path):
 def test_no_two_questions_share_a_name():
     names = [question.id for question in QUESTIONS]
     assert len(set(names)) == len(names) == 23
+
+
+def test_a_deviation_that_says_there_is_none_is_not_counted(note, tmp_path):
+    none = [{"what": "None known.", "why": "It follows the paper."}]
+    some = [*none, {"what": "Another network.", "why": "It fits."}]
+    assert section(note(spec(deviations=none)).page, "Deviations").strip() == "None known."
+
+    def described(deviations):
+        return answer(checklist(results(spec(deviations=deviations)), tmp_path / "checklist.md"), "description")
+
+    assert described(none) == "By the paper: the spec says that no deviation is known."
+    assert "but for 1 deviation that" in described(some)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

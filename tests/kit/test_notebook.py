@@ -206,7 +206,7 @@ def test_sessions_are_cut_by_the_times_that_are_known(project):
     assert (
         "2 sessions of 2 hours" in about
         and "| 1 | 0 | line | 0 to 6 |" in about
-        and "| line | 1e+03 |  | given |" in about
+        and "| line | 17 min |  | given |" in about
     )
 
 
@@ -223,10 +223,13 @@ def test_what_is_built_again_counts_in_each_session():
     ("timing", "reason"),
     [
         ({"a": Timing(None, 0.0, "unknown: no data"), EVALUATION: Timing(0.0, 0.0, "")}, "a: unknown: no data"),
-        ({"a": Timing(1.0, 3600.0, ""), EVALUATION: Timing(0.0, 0.0, "")}, "a: found 1 hours that cannot be cut"),
+        (
+            {"a": Timing(1.0, 3600.0, ""), EVALUATION: Timing(0.0, 0.0, "")},
+            "a: found 1 h that cannot be cut, expected at most 0.5 h",
+        ),
         (
             {"a": Timing(1.0, 0.0, ""), EVALUATION: Timing(0.0, 7200.0, "")},
-            "evaluation: found 2 hours that cannot be cut",
+            "evaluation: found 2 h that cannot be cut",
         ),
     ],
 )
@@ -239,7 +242,7 @@ def test_an_unknown_time_is_said_with_the_command_that_measures_it(project, monk
     monkeypatch.setattr("repro.notebook.sizing._estimated", lambda *_: Timing(None, 0.0, "unknown: needs data"))
     about = text_of(planned(project, seconds_per_step={}, overrides=["pool_size=7"]))["about"]
     assert "How many sessions: **unknown** (line: unknown: needs data)" in about
-    assert "`python -m repro run toy --set pool_size=7 --train-iters 10 --runs runs/ten-steps --device cuda`" in about
+    assert "`python -m repro run toy --set pool_size=7 --train-iters 100 --runs runs/timing --device cuda`" in about
 
 
 def on_a_t4(project, **config):
@@ -256,10 +259,42 @@ def on_a_t4(project, **config):
     path.write_text(json.dumps(record))
 
 
-def test_times_measured_on_the_device_come_first_and_of_short_runs_too(project):
-    on_a_t4(project, **{"phases.line.iterations": 10})
+def test_times_measured_on_the_device_come_first(project):
+    on_a_t4(project)
     found = planned(project, seconds_per_step={}, seeds=[0]).timing["line"]
     assert (found.step_s, found.prepare_s, found.origin) == (2.0, 5.0, "measured on T4, 1 run")
+
+
+def test_a_run_of_too_few_steps_is_passed_over_aloud(project):
+    on_a_t4(project, **{"phases.line.iterations": 10})
+    origin = planned(project, seconds_per_step={}, seeds=[0]).timing["line"].origin
+    assert "estimated for T4" in origin and origin.endswith("; 1 run of fewer than 100 steps passed over")
+
+
+@pytest.mark.parametrize("experiment", ["toy", "2d-moons"])
+def test_the_notebook_and_the_estimate_of_memory_say_the_same_time(project, experiment, capsys, monkeypatch):
+    """Steps, work beside them, saving and evaluation: of a toy, and of phases with pools and an evaluation."""
+    if experiment != "toy":
+        monkeypatch.chdir(REFERENCE.parent)
+    main(["memory", experiment, "--on", "T4", "--json"])
+    told = json.loads(re.sub(r"\A\[KeOps\].*\n", "", capsys.readouterr().out))["time"]["devices"]["T4"][experiment]
+    found = plan_session(find_project(Path.cwd()), experiment, PLATFORMS["kaggle"], seeds=[0], runs=Path("/nowhere"))
+    for name, phase in told["phases"].items():
+        parts, timing = phase["parts"], found.timing[name]
+        if name != EVALUATION:
+            step = parts.pop(0)
+            assert timing.step_s == pytest.approx(step["seconds"][1])
+        assert timing.prepare_s == pytest.approx(sum(part["seconds"][1] * part["times"] for part in parts))
+        low, likely, high = phase["hours"]
+        assert (timing.low, timing.high) == pytest.approx((low / likely, high / likely))
+    assert {part.session for part in found.parts} == {1}
+    assert sum(part.seconds for part in found.parts) / 3600 == pytest.approx(told["hours_of_a_seed"][1])
+
+
+def test_short_times_are_not_hours_and_one_of_a_thing_has_no_s(project):
+    about = text_of(planned(project, session_hours=1.0, seeds=[0], seconds_per_step={"line": 1.0, "constant": 0.001}))
+    assert "1 session of 1 hour, 12 s of runs" in about["about"]
+    assert "| 1 | 0 | line | 0 to 12 | 12 s |" in about["about"] and "| constant | 1 ms |" in about["about"]
 
 
 @pytest.mark.parametrize("changes", [{"phases.line.batch_size": 4}, {"pool_size": 7}])
@@ -507,6 +542,32 @@ def test_what_is_missing_is_installed_and_pytorch_stays(monkeypatch, capsys, tmp
     assert f"torch=={torch.__version__}\n" in (tmp_path / "constraints.txt").read_text()
     with pytest.raises(SystemExit, match="found another torch>=99 than expected"):
         session.install_missing(["torch>=99"])
+
+
+def installed(project):
+    return json.loads(re.search(r"install_missing\((.*)\)$", text_of(planned(project))["environment"], re.DOTALL)[1])
+
+
+def test_the_project_s_dependencies_are_installed_beside_the_kit_s(project):
+    declares = '[project]\nname = "toy"\ndependencies = ["NumPy>=1.26", "surely-not-there>=1"]\n'
+    with (project / "pyproject.toml").open("a") as file:
+        file.write(declares)
+    (project / "own.py").write_text("import undeclared_library\n")
+    assert installed(project)[:2] == ["NumPy>=1.26", "surely-not-there>=1"]
+    assert set(installed(project)[2:]) == {"torch", "scipy", "pydantic", "pyyaml", "safetensors", "tqdm"}
+    assert "undeclared_library" not in text_of(planned(project))["before"]  # who declares is trusted
+
+
+def test_without_declared_dependencies_foreign_imports_are_named(project):
+    assert "imports" not in text_of(planned(project))["before"]
+    (project / "own.py").write_text(
+        "import json, yaml, torch.nn, toy_parts.one\nfrom . import two\nfrom repro import phases\n"
+        "raise SystemExit('executed')\ndef late():\n    from surely.not_there import one\n"
+    )
+    (project / "toy_parts").mkdir()
+    (project / "toy_parts" / "one.py").write_text("import also_missing.part\n")
+    (project / "broken.py").write_text("import (\n")
+    assert "the project imports `also_missing`, `surely`, and" in text_of(planned(project))["before"]
 
 
 # --- the notebooks that are shipped ------------------------------------------------------------------------------

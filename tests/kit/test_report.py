@@ -12,9 +12,11 @@ from repro.errors import BadInput
 from repro.method import find_project
 from repro.report.gather import write_report
 from repro.report.judge import causes, check_gaps, judge_all, unexplained
+from repro.report.markup import as_reported, edition_of, number, title_of
 from repro.report.results import Results, collect, group_runs, read_records
-from repro.report.results_page import results_page
-from repro.spec import Spec, claim_hashes
+from repro.report.results_page import deviation_lines, interval_text, results_page
+from repro.report.statistics import Interval
+from repro.spec import Paper, Spec, claim_hashes
 
 
 def spec(**claim):
@@ -296,7 +298,7 @@ def row(text, start):
 def test_a_record_of_an_older_kit_can_still_be_shown():
     """`record` above has the fields that were always there, and nothing else."""
     text = page(spec(), 3.0, 3.2)
-    assert row(text, "**constant**")[3:6] == ["3.1 ± 0.14", "1.83 to 4.37", "reproduced"]
+    assert row(text, "**constant**")[3:6] == ["3.10 ± 0.14", "1.8 to 4.4", "reproduced"]
     assert row(text, "R1")[:3] == ["R1", "toy", "0, 1"]
 
 
@@ -397,3 +399,93 @@ def test_the_data_hold_what_the_page_shows(project, capsys):
         one["id"] for one in data["runs"]
     ]
     assert data["verdicts"]["reproduced"] == 1 and data["unexplained"] == []
+
+
+# --- digits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "shown"),
+    [
+        (1.0002, 0.0057, "1.0002"),  # on which side of 1 is the claim
+        (0.0057, 0.0057, "0.0057"),
+        (1.04, 0.2, "1.04"),
+        (0.2, 0.2, "0.20"),
+        (98.0, None, "98.0"),
+        (98.0, 0.0, "98.0"),
+        (0.0123456, None, "0.0123"),
+        (9.996, None, "10.0"),
+        (0.9996, 0.0996, "1.00"),
+        (1234.4, 345.0, "1234"),
+        (-0.001, 0.2, "0.00"),
+        (0.0, 0.2, "0"),
+        (1.23456e-12, 1.2e-14, "1.235e-12"),
+        (6.02e23, None, "6.02e+23"),
+        (float("nan"), None, "nan"),
+        (1.5, float("nan"), "1.50"),
+        (0.1, 5e-17, "0.10000000"),
+    ],
+)
+def test_the_spread_decides_the_digits(value, spread, shown):
+    assert number(value, spread) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(98.0, "98.0"), (0.077, "0.077"), (97.42, "97.42"), (1.0, "1.0"), (2048.0, "2048")]
+)
+def test_a_reported_value_keeps_its_digits(value, shown):
+    assert as_reported(value) == shown
+
+
+def test_one_seed_is_shown_as_exactly_as_the_reported_value():
+    assert row(page(spec(reported=97.42), 98.0), "**constant**")[2:4] == ["97.42", "98.00"]
+    assert row(page(spec(reported=0.5), 0.6), "**constant**")[2:4] == ["0.5", "0.600"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "scale", "shown"),
+    [
+        ((1.0002, 0.9861, 1.0143), "linear", "0.986 to 1.014"),
+        ((1.4735, 0.6976, 3.1122), "log", "0.70 to 3.1"),
+        ((1.0, 0.00123, 813.0), "log", "0.0012 to 813"),
+        ((98.0, 98.0, 98.0), "linear", "98.0 to 98.0"),
+    ],
+)
+def test_an_interval_has_the_digits_of_its_reach(ends, scale, shown):
+    assert interval_text(Interval(*ends, n=3, level=0.95, scale=scale)) == shown
+
+
+# --- the paper and its deviations ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arxiv", "version", "url", "title", "edition"),
+    [
+        ("2401.14069", "v1", "https://arxiv.org/abs/2401.14069v1", "[T](https://arxiv.org/abs/2401.14069v1)", "arXiv 2401.14069v1"),
+        ("math.ST/0101001", "as given", "http://a.b", "[T](http://a.b)", "arXiv math.ST/0101001, as given"),
+        ("not on arXiv", "as given", "file paper.txt", "T", "not on arXiv, as given, file paper.txt"),
+        ("none", "", "javascript:alert(1)", "T", "none, javascript:alert(1)"),
+        ("none", "2nd", "https://a.b/c(d)e", "[T](https://a.b/c%28d%29e)", "none, 2nd"),
+    ],
+)  # fmt: skip
+def test_only_web_pages_are_linked_and_only_arxiv_papers_called_so(arxiv, version, url, title, edition):
+    paper = Paper(title="T", authors=["A"], arxiv=arxiv, version=version, url=url)
+    assert (title_of(paper), edition_of(paper)) == (title, edition)
+
+
+def test_the_page_names_a_paper_without_an_address():
+    data = copy.deepcopy(SPEC)
+    data["paper"] |= {"arxiv": "not on arXiv", "version": "as given", "url": "file paper.txt"}
+    text = results_page(results(validate(Spec, data, "spec.yaml"), []))
+    assert "Paper: Toy (not on arXiv, as given, file paper.txt).\n" in text
+
+
+@pytest.mark.parametrize("what", ["None known", "none known.", "None.", "None yet known."])
+def test_a_deviation_that_says_there_is_none_is_none(what):
+    data = SPEC | {"deviations": [{"what": what, "why": "It follows the paper."}]}
+    assert deviation_lines(validate(Spec, data, "spec.yaml")) == ["None known."]
+
+
+def test_a_deviation_that_begins_with_none_is_one():
+    data = SPEC | {"deviations": [{"what": "None of the seeds is the paper's.", "why": "It gives none."}]}
+    assert deviation_lines(validate(Spec, data, "s")) == ["- None of the seeds is the paper's. It gives none."]

@@ -6,7 +6,7 @@ from toy_project import CONFIG, SPEC, write_yaml
 
 from repro.config import validate
 from repro.errors import BadInput
-from repro.spec import Spec, check_experiment, claim_hash, load_spec, matches, passages
+from repro.spec import Draft, Spec, check_experiment, claim_hash, load_spec, matches, passages
 
 
 def spec(edit=lambda data: None):
@@ -28,6 +28,13 @@ def test_a_claim_needs_a_tolerance_with_a_reason():
 
 def test_a_claim_names_a_tolerance_that_exists():
     assert "found narrow" in refused(lambda data: data["claims"][0].update(tolerance="narrow"))
+
+
+def test_only_a_draft_may_lack_parts_and_tolerances():
+    claims = [{**SPEC["claims"][0], "tolerance": "narrow"}]
+    assert validate(Draft, {"claims": claims}, "spec.yaml").claims[0].tolerance == "narrow"
+    with pytest.raises(BadInput, match="level: found nothing"):
+        validate(Spec, {"claims": claims}, "spec.yaml")
 
 
 def test_close_is_wider_than_reproduced():

@@ -1,7 +1,7 @@
 """The command line. Data on standard output, progress on standard error.
 
 Exit codes: 0 done, 1 a run failed or a check found a fault, 2 bad input (nothing written), 130 interrupted by Ctrl-C, 143
-ended by SIGTERM after saving. Runs that were interrupted or ended go on with --resume.
+ended by SIGTERM after saving, 141 nobody reads the output any more (`repro ... | head -1`). Runs that were interrupted or ended go on with --resume.
 
 Each command is a module with `add_arguments(parser)` and `command(options) -> exit code`. Only the module of the command that was
 asked for is imported: `repro --help` must not wait for PyTorch.
@@ -10,12 +10,14 @@ asked for is imported: `repro --help` must not wait for PyTorch.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
 from repro.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
+    EXIT_NO_READER,
     EXIT_RUN_FAILED,
     EXIT_TERMINATED,
     BadInput,
@@ -44,6 +46,17 @@ LONGEST_LINE = 1000
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, since at the end of the interpreter a broken pipe can no longer be caught
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NO_READER
+
+
+def _run(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = parser(arguments[0] if arguments else None).parse_args(arguments)

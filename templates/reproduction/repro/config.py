@@ -96,6 +96,15 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
+_QUOTES_NEEDED = "; put text with any of : [ { , * @ in quotes"
+_TEXT_READ_AS_SYNTAX = re.compile(
+    r"expected ',' or '[]}]', but got (?!'<stream end>')|mapping values are not allowed|expected the node content"
+    r"|expected <block end>, but found '<scalar>'|found character '[^\\]' that cannot start|found undefined alias"
+    r"|expected alphabetic or numeric character"
+)
+"""What PyYAML says of a text such as `x[::6]` or `one: two` that it took for syntax."""
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """The plain data in a YAML text. Raises BadInput with the line when it is no YAML."""
     try:
@@ -105,7 +114,9 @@ def parse_yaml(text: str, source: str) -> Any:
         return data
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise BadInput(f"{source}{line}: {error.problem or error.context}") from None
+        problem = error.problem or error.context
+        hint = _QUOTES_NEEDED if _TEXT_READ_AS_SYNTAX.match(problem) else ""
+        raise BadInput(f"{source}{line}: {problem}{hint}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{source}: no YAML: {' '.join(str(error).split())}") from None
 
@@ -124,8 +135,11 @@ def _size(data: Any, known: dict[int, int]) -> int:
     return known[id(data)]
 
 
-def read_yaml(path: Path) -> dict:
-    """The mapping in a YAML file. Raises BadInput when the file is missing, unreadable or holds no mapping."""
+def read_yaml(path: Path, may_be_empty: bool = False) -> dict:
+    """The mapping in a YAML file; an empty file is an empty one where that may be.
+
+    Raises BadInput when the file is missing, unreadable or holds no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -133,6 +147,8 @@ def read_yaml(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read as UTF-8 text: {error}") from None
     data = parse_yaml(text, str(path))
+    if data is None and may_be_empty:
+        return {}
     if not isinstance(data, dict):
         raise BadInput(f"{path}: found {_kind(data)}, expected a mapping of keys to values")
     return data

@@ -75,11 +75,10 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Project:
+class Files:
     """A reproduction on disk: `root` holds spec.yaml, configs/ and reports/."""
 
     root: Path
-    method: Method
 
     @property
     def spec(self) -> Path:
@@ -88,6 +87,17 @@ class Project:
     @property
     def reports(self) -> Path:
         return self.root / "reports"
+
+    def experiments(self) -> dict[str, Path]:
+        """The configuration file of each experiment, by the experiment's name."""
+        return {path.stem: path for path in sorted((self.root / "configs").glob("*.yaml"))}
+
+
+@dataclass(frozen=True)
+class Project(Files):
+    """A reproduction whose method is there."""
+
+    method: Method
 
     def config_class(self, experiment: str) -> type[RunConfig]:
         """The class of an experiment's configuration. Raises BadInput when the method names none."""
@@ -108,15 +118,20 @@ class Project:
             chosen = next((one for pattern, one in chosen.items() if fnmatchcase(experiment, pattern)), ())
         return [override for override in chosen if matches(config, override)]
 
-    def experiments(self) -> dict[str, Path]:
-        """The configuration file of each experiment, by the experiment's name."""
-        return {path.stem: path for path in sorted((self.root / "configs").glob("*.yaml"))}
+
+class NoMethod(BadInput):
+    """The files of a project are there, its method is not: `found` says what the import met instead."""
+
+    def __init__(self, pyproject: Path, files: Files, found: str):
+        super().__init__(f"{pyproject}: tool.repro.method: {found}")
+        self.files, self.found = files, found
 
 
 def find_project(start: Path) -> Project:
     """The project at or above `start`: the nearest pyproject.toml with a [tool.repro] table.
 
-    `method = "package.module:OBJECT"` names the Method; `root` (default ".") is where spec.yaml lies.
+    `method = "package.module:OBJECT"` names the Method; `root` (default ".") is where spec.yaml lies. Raises BadInput; where
+    only the method cannot be imported yet, NoMethod.
     """
     for folder in (start, *start.parents):
         path = folder / "pyproject.toml"
@@ -134,9 +149,6 @@ def find_project(start: Path) -> Project:
 
 
 def _project(path: Path, table: dict) -> Project:
-    module_name, colon, attribute = str(table.get("method", "")).partition(":")
-    if not colon:
-        raise BadInput(f"{path}: tool.repro.method: found {table.get('method')!r}, expected 'package.module:OBJECT'")
     root = path.parent / str(table.get("root", "."))
     if not root.is_dir():
         raise BadInput(f"{path}: tool.repro.root: found no folder {root}, expected the one of spec.yaml and configs/")
@@ -145,6 +157,9 @@ def _project(path: Path, table: dict) -> Project:
         raise BadInput(
             f"{path}: found the kit of {Path(repro.__file__).parent} running, expected {kit.parent}; use python -m repro in {root}"
         )
+    module_name, colon, attribute = str(table.get("method", "")).partition(":")
+    if not colon:
+        raise NoMethod(path, Files(root), f"found {table.get('method')!r}, expected 'package.module:OBJECT'")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))  # a scaffold runs before it is installed
     try:
@@ -152,7 +167,7 @@ def _project(path: Path, table: dict) -> Project:
     except (ImportError, AttributeError, TypeError) as error:
         if isinstance(error, TypeError) and not module_name.startswith("."):
             raise  # of the method's own code
-        raise BadInput(f"{path}: tool.repro.method: {error}") from None
+        raise NoMethod(path, Files(root), str(error)) from None
     if not isinstance(method, Method):
         raise BadInput(f"{path}: tool.repro.method: found {type(method).__name__}, expected a repro.method.Method")
     for one in method.config.values() if isinstance(method.config, Mapping) else [method.config]:

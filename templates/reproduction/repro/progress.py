@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from tqdm import tqdm
@@ -13,3 +14,8 @@ def progress(steps: Iterable, label: str, total: int | None = None, initial: int
     return tqdm(
         steps, desc=label, total=total, initial=initial, delay=2.0, disable=silent, leave=False, dynamic_ncols=True
     )
+
+
+def say(line: str) -> None:
+    """A line on standard error, above any bar."""
+    tqdm.write(line, file=sys.stderr)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,19 +194,26 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
     return results
 
 
-def execute_many(plans: list[Plan], seeds: list[int], runs: Path, jobs: int, arguments: list[str]) -> list[str]:
+def execute_many(
+    plans: list[Plan],
+    seeds: list[int],
+    runs: Path,
+    jobs: int,
+    arguments: list[str],
+    finished: Callable[[Plan, int], None] = lambda plan, seed: None,
+) -> list[str]:
     """Runs every (experiment, seed) in `jobs` processes at a time. Returns a line per run that failed.
 
     `arguments` are the options that each process gets besides its experiment and seed. The processes share the cores,
-    unless OMP_NUM_THREADS says otherwise. A SIGTERM is passed on to them, and Terminated raised after they have ended.
+    unless OMP_NUM_THREADS says otherwise. `finished` is called for each run that did not fail, as it ends. A SIGTERM is passed on to them, and Terminated raised after they have ended.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    tasks = [(plan.experiment, seed) for seed in seeds for plan in plans]
+    tasks = [(plan, seed) for seed in seeds for plan in plans]
     running: list[subprocess.Popen] = []
     ending, starts = False, threading.Lock()  # a run must not start unseen while the others are being ended
 
-    def one(task: tuple[str, int]) -> str | None:
-        experiment, seed = task
+    def one(task: tuple[Plan, int]) -> str | None:
+        experiment, seed = task[0].experiment, task[1]
         folder = run_folder(runs, experiment, seed)
         _make_folder(folder)
         command = [
@@ -233,6 +240,7 @@ def execute_many(plans: list[Plan], seeds: list[int], runs: Path, jobs: int, arg
             code = process.wait()
             running.remove(process)
         if code == EXIT_OK:
+            finished(*task)
             return None
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
         return f"{experiment} seed {seed}: exit code {code}: {last} (see {log})"

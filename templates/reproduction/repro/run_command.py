@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from repro import arguments
 from repro.distributed import world_of_this_process
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.method import find_project
-from repro.run import Plan, execute, execute_many, holds_run, plan, run_folder
+from repro.progress import say
+from repro.report.markup import number
+from repro.report.results import read_record
+from repro.run import RECORD, Plan, execute, execute_many, holds_run, plan, run_folder
 from repro.runtime import Runtime
+from repro.spec import load_spec
+
+LINE = 120
+"""The longest line about a finished run, in signs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,14 +80,18 @@ def _run_here(options: argparse.Namespace, plans: list[Plan], runtime: Runtime) 
     """In this process, one run after the other."""
     if options.jobs > 1 and runtime.world.size > 1:
         raise BadInput(f"--jobs: found {options.jobs}, expected 1 with {runtime.world.size} processes on one run")
-    folders = []
+    folders, finished = [], _narrator(options, plans)
     for seed in options.seeds:
         for one in plans:
             folders.append(execute(one, seed, options.runs, runtime, options.resume, options.resume_phase))
-            if runtime.world.first and not options.json:
-                print(folders[-1])
-    if runtime.world.first and options.json:
-        _print_json(folders, [])
+            if runtime.world.first:
+                finished(one, seed)
+                if not options.json:
+                    print(folders[-1])
+    if runtime.world.first:
+        if options.json:
+            _print_json(folders, [])
+        _say_what_is_next(options)
     return EXIT_OK
 
 
@@ -95,7 +108,7 @@ def _run_in_processes(options: argparse.Namespace, plans: list[Plan], overrides:
     passed += ["--data-root", str(options.data_root), "--pool-storage", options.pool_storage]
     passed += ["--resume"] if options.resume else []
     passed += ["--resume-phase", str(options.resume_phase)] if options.resume_phase else []
-    failures = execute_many(plans, options.seeds, options.runs, options.jobs, passed)
+    failures = execute_many(plans, options.seeds, options.runs, options.jobs, passed, _narrator(options, plans))
     for failure in failures:
         print(f"repro: {failure}", file=sys.stderr)
     if options.json:
@@ -104,7 +117,45 @@ def _run_in_processes(options: argparse.Namespace, plans: list[Plan], overrides:
         )
     else:
         print(options.runs)
+    if not failures:
+        _say_what_is_next(options)
     return EXIT_RUN_FAILED if failures else EXIT_OK
+
+
+def _narrator(options: argparse.Namespace, plans: list[Plan]) -> Callable[[Plan, int], None]:
+    """What says on standard error that a run has finished. Made before the runs: it remembers which were there already."""
+    folders = {run_folder(options.runs, one.experiment, seed) for one in plans for seed in options.seeds}
+    there = {folder for folder in folders if (folder / RECORD).exists() and options.resume_phase is None}
+
+    def finished(one: Plan, seed: int) -> None:
+        folder = run_folder(options.runs, one.experiment, seed)
+        try:
+            say(_line(one, seed, read_record(folder / RECORD), folder in there))
+        except BadInput as error:  # a record that was damaged since: the other runs go on
+            say(f"repro: warning: {error}")
+
+    return finished
+
+
+def _line(one: Plan, seed: int, record: dict, was_there: bool) -> str:
+    """Experiment, seed, seconds and the metrics that the experiment's claims are about, as many as fit into a line."""
+    claims = load_spec(one.project.spec).claims_of(one.experiment)
+    names = dict.fromkeys(name for claim in claims for name in (claim.metric, claim.divided_by) if name)
+    metrics = [f"{name} {number(record['metrics'][name])}" for name in names if name in record["metrics"]]
+    seconds = sum(record.get("wall_s", {}).values())
+    told = f"{one.experiment} seed {seed}: {'was finished, ' * was_there}{seconds:.{0 if seconds >= 10 else 1}f} s"
+    for index, metric in enumerate(metrics):
+        left = len(metrics) - index - 1
+        more = f" and {left} more" if left else ""
+        if len(f"{told}, {metric}{more}") > LINE:
+            return f"{told} and {left + 1} more"
+        told += f", {metric}"
+    return told
+
+
+def _say_what_is_next(options: argparse.Namespace) -> None:
+    where = "" if options.runs == Path("runs") else f" --runs {shlex.quote(str(options.runs))}"
+    say(f"next: repro report{where}")
 
 
 def _print_json(folders: list[Path], failures: list[str]) -> None:

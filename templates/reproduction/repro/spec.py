@@ -158,6 +158,10 @@ class Spec(Section):
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"each claim id once, found twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _tolerances_known(self):
         unknown = sorted({claim.tolerance for claim in self.claims} - set(self.tolerances))
         if unknown:
             raise ValueError(f"each claim's tolerance among {', '.join(self.tolerances)}, found {', '.join(unknown)}")
@@ -165,6 +169,22 @@ class Spec(Section):
 
     def claims_of(self, experiment: str) -> list[Claim]:
         return [claim for claim in self.claims if claim.experiment == experiment]
+
+
+class Draft(Spec):
+    """A spec that is being written: whole parts may still be absent, and tolerances that claims name."""
+
+    paper: Paper | None = None
+    level: Literal["conceptual", "code", "experimental", "extension"] | None = None
+    seeds: list[NonNegativeInt] = []
+    tolerances: dict[str, Tolerance] = {}
+    claims: list[Claim] = []
+    settings: list[Setting] = []
+    deviations: list[Deviation] = []
+    not_attempted: list[NotAttempted] = []
+
+    def _tolerances_known(self):
+        return self
 
 
 def load_spec(path: Path) -> Spec:

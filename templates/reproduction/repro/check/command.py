@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from repro.arguments import add_json, add_runs
-from repro.check.coverage import NO_SETTING_NEEDED, contradicted, missing, unsourced
+from repro.check.coverage import NO_SETTING_NEEDED, contradicted, missing, missing_parts, unsourced
 from repro.check.findings import CHANGED, KINDS, MISSING, Finding
 from repro.check.paper import Paper, read_paper
 from repro.check.sources import not_found, quotes_alone, searched
 from repro.config import Section, flatten, read_yaml, validate
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
-from repro.method import Project, find_project
+from repro.method import Files, NoMethod, Project, find_project
 from repro.report.results import read_record, read_records
 from repro.run import RECORD
-from repro.spec import ITEMS, Claim, Spec, claim_hash, settings_of
+from repro.spec import ITEMS, Claim, Draft, Spec, claim_hash, settings_of
 from repro.table import WIDTH
 
 PLACEHOLDER = re.compile(r"\s*(?:FILL IN|TODO|TBD|FIXME|\?\?\?)")
+
+NOT_GIVEN = ": found nothing, expected a value"
+"""How repro.config.validate tells of a field that is not there."""
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -47,9 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    project = find_project(Path.cwd())
+    try:
+        project, no_method = find_project(Path.cwd()), []
+    except NoMethod as error:
+        expected = "a method; until then the configurations are not held against its types"
+        project, no_method = error.files, [Finding(MISSING, "method", error.found, expected)]
     paper = None if options.paper is None else read_paper(options.paper)
-    checked = check_project(project, paper, options.runs)
+    checked = check_project(project, paper, options.runs, no_method)
     if options.json:
         print(json.dumps(asdict(checked), indent=1))
     else:
@@ -66,18 +73,22 @@ class Checked:
     claims: dict[str, str]
 
 
-def check_project(project: Project, paper: Paper | None, runs: Path) -> Checked:
-    """Every finding of a project. Raises BadInput for a file that cannot be read as what it is.
+def check_project(project: Files, paper: Paper | None, runs: Path, known: Sequence[Finding] = ()) -> Checked:
+    """Every finding of a project, those that are `known` before among them. Raises BadInput for a file that cannot be read as
+    what it is.
 
     `paper` is searched for quotes and numbers; `runs` and the project's reports for records that were made with other claims.
+    Where the project has no method yet, a configuration is any mapping.
     """
     experiments = project.experiments()
-    spec, findings = _read(Spec, project.spec, project.spec.name)
-    configs: dict[str, Section] = {}
+    spec, findings = _read(Draft, project.spec, project.spec.name)
+    findings = [*known, *findings]
+    configs: dict[str, Section | dict] = {}
     refused: list[str] = []
     for name, path in experiments.items():
         try:
-            config, open_places = _read(project.config_class(name), path, f"configs/{path.name}")
+            model = project.config_class(name) if isinstance(project, Project) else None
+            config, open_places = _read(model, path, f"configs/{path.name}")
         except BadInput as error:
             refused += error.problems
             continue
@@ -87,10 +98,11 @@ def check_project(project: Project, paper: Paper | None, runs: Path) -> Checked:
     if refused:
         raise BadInput(*refused)
     if spec is None:
-        return Checked(findings, {"spec": "not read on: its placeholders come first"}, {})
+        return Checked(findings, {"spec": "not read on: what is missing in its entries comes first"}, {})
     leaves = {name: flatten(config) for name, config in configs.items()}
     records = _records(project.reports / "records", runs)
     findings += [
+        *missing_parts(spec),
         *missing(spec, list(experiments), leaves),
         *unsourced(spec, leaves, project.root),
         *quotes_alone(spec),
@@ -128,23 +140,47 @@ def _wrapped(text: str, first: str, rest: str) -> list[str]:
     )
 
 
-def _read(model: type[AnySection], path: Path, name: str) -> tuple[AnySection | None, list[Finding]]:
-    """A file as `model`, None where a placeholder keeps it from being one, and a finding per placeholder and empty text."""
-    data = read_yaml(path)
+def _read(model: type[AnySection] | None, path: Path, name: str) -> tuple[AnySection | dict | None, list[Finding]]:
+    """A file as `model`, or as it is without one, and a finding per placeholder and empty text.
+
+    It is None where placeholders, or in the spec values that are not there yet, keep it from being a `model`.
+    """
+    data = read_yaml(path, may_be_empty=model is Draft)
+    if model is Draft:
+        data = {key: value for key, value in data.items() if value is not None}  # a heading with nothing below it yet
     open_places = list(_open_places(data, "", ""))
     findings = [
         Finding(MISSING, f"{name}: {shown}", repr(text) if text else "an empty text", "what belongs here")
         for _, shown, text in open_places
-        if text or model is Spec  # a configuration may hold an empty text
+        if text or model is Draft  # a configuration may hold an empty text
     ]
+    if model is None:
+        return data, findings
     try:
         return validate(model, data, str(path)), findings
     except BadInput as error:
         starts = tuple(f"{path}: {key}" for key, _, _ in open_places)
         others = [problem for problem in error.problems if not problem.startswith(starts)]
-        if others or not starts:
-            raise BadInput(*others) from None
+        absent = [problem for problem in others if model is Draft and problem.endswith(NOT_GIVEN)]
+        if len(others) > len(absent):
+            raise BadInput(*(problem for problem in others if problem not in absent)) from None
+        keys = [problem.removeprefix(f"{path}: ").removesuffix(NOT_GIVEN) for problem in absent]
+        findings += [Finding(MISSING, f"{name}: {_shown(data, key)}", "nothing", "a value") for key in keys]
         return None, findings
+
+
+def _shown(data: Any, key: str) -> str:
+    """A key of pydantic's as a reader finds it: entries of lists by id or name."""
+    names = []
+    for part in key.split("."):
+        data = (data[int(part)] if isinstance(data, list) else data.get(part)) if data else None
+        names.append(_label(data, part) if part.isdigit() else part)
+    return ".".join(names)
+
+
+def _label(entry: Any, index: str) -> str:
+    name = (entry.get("id") or entry.get("name")) if isinstance(entry, dict) else None
+    return index if name is None else f"'{name}'"
 
 
 def _open_places(node: Any, key: str, shown: str) -> Iterator[tuple[str, str, str]]:
@@ -154,9 +190,7 @@ def _open_places(node: Any, key: str, shown: str) -> Iterator[tuple[str, str, st
             yield from _open_places(child, _join(key, name), _join(shown, name))
     elif isinstance(node, list):
         for index, child in enumerate(node):
-            name = (child.get("id") or child.get("name")) if isinstance(child, dict) else None
-            label = str(index) if name is None else f"'{name}'"
-            yield from _open_places(child, _join(key, str(index)), _join(shown, label))
+            yield from _open_places(child, _join(key, str(index)), _join(shown, _label(child, str(index))))
     elif isinstance(node, str) and (not node.strip() or PLACEHOLDER.match(node)):
         yield key, shown, node.strip()
 
@@ -188,7 +222,7 @@ def _records(store: Path, runs: Path) -> list[_Record]:
 
 
 def _changed(spec: Spec, records: Sequence[_Record]) -> Iterator[Finding]:
-    known = {claim.id: claim_hash(spec, claim) for claim in spec.claims}
+    known = {claim.id: _hash(spec, claim) for claim in spec.claims}
     differing: dict[tuple[str, str], list[_Record]] = {}
     for record in records:
         for name, stored in record.claims.items():
@@ -207,12 +241,16 @@ def _changed(spec: Spec, records: Sequence[_Record]) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _hash(spec: Spec, claim: Claim) -> str:
+    return claim_hash(spec, claim) if claim.tolerance in spec.tolerances else "no tolerance"
+
+
 def _stand(spec: Spec, claim: Claim, records: Sequence[_Record]) -> str:
     own = [record for record in records if record.experiment == claim.experiment]
     if not own:
         return "not run yet"
     stored = [record.claims[claim.id] for record in own if claim.id in record.claims]
-    if any(one != claim_hash(spec, claim) for one in stored):
+    if any(one != _hash(spec, claim) for one in stored):
         return "changed after a run"
     return "as in every run" if len(stored) == len(own) else "newer than a run"
 
@@ -229,13 +267,18 @@ def _verified(
     told = {
         "configurations": f"{len(leaves)} with {len(values)} values, of which {len(values & sourced)} have a setting",
         "checklist": f"{len({s.item for s in spec.settings if s.item})} of {len(ITEMS)} items answered",
-        "settings": f"{len(spec.settings)}: {', '.join(f'{count} {origin}' for origin, count in origins.most_common())}",
-        "claims": f"{len(spec.claims)}: {', '.join(f'{count} {stand}' for stand, count in stands.most_common())}",
+        "settings": _tally(origins),
+        "claims": _tally(stands),
         "paper": "not searched: give its text with --paper",
     }
     if paper:
         told["paper"] = searched(spec, paper)
     return told
+
+
+def _tally(counts: Counter) -> str:
+    parts = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    return f"{counts.total()}: {parts}" if parts else "none yet"
 
 
 def _ordered(findings: list[Finding]) -> list[Finding]:

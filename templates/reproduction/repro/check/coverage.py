@@ -10,13 +10,35 @@ from typing import Any
 
 from repro.check.findings import CONTRADICTED, MISSING, UNSOURCED, Finding, grouped, some
 from repro.check.paper import pages_named
-from repro.spec import ITEMS, Spec, settings_of
+from repro.spec import ITEMS, Draft, Spec, settings_of
 
+PARTS = {
+    "paper": "title, authors, arxiv, version and url",
+    "level": "conceptual, code, experimental or extension",
+    "seeds": "the seeds that count",
+    "tolerances": "when a claim holds, and why this much",
+    "claims": "what the paper reports: metric, value, page, tolerance",
+    "settings": "every value with its origin",
+    "deviations": "each departure from the paper, or an entry 'None known'",
+    "not_attempted": "claims of the paper that no experiment tests, or []",
+}
+"""What a spec must have, and what belongs there."""
 NO_SETTING_NEEDED = ("experiment", "pace.log_every", "pace.checkpoint_every")
 
 _FILE = r"[\w./-]*\w\.[A-Za-z][A-Za-z0-9]{0,4}\b"
 _COMMIT = r"\b(?=[a-f]*\d)[0-9a-f]{7,40}\b|\bv\d"
 _CITATION = rf"\b(?:19|20)\d\d\b|://|\b\d{{4}}\.\d{{4,5}}\b|{_FILE}"
+
+
+def missing_parts(spec: Draft) -> Iterator[Finding]:
+    """The parts that are not there, or that claims ask for."""
+    for part, expected in PARTS.items():
+        if part not in spec.model_fields_set:
+            yield Finding(MISSING, f"spec.yaml: {part}", "nothing", expected)
+        elif part in ("seeds", "claims") and not getattr(spec, part):
+            yield Finding(MISSING, f"spec.yaml: {part}", "an empty list", expected)
+    for name in sorted({claim.tolerance for claim in spec.claims} - set(spec.tolerances)):
+        yield Finding(MISSING, f"spec.yaml: tolerances.{name}", "nothing, but claims name it", PARTS["tolerances"])
 
 
 def missing(spec: Spec, experiments: list[str], leaves: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
@@ -27,14 +49,14 @@ def missing(spec: Spec, experiments: list[str], leaves: Mapping[str, Mapping[str
         yield Finding(
             MISSING, "spec.yaml: simplifications", "none at level conceptual", "what is simpler than in the paper, and its effect"
         )  # fmt: skip
-    if spec.level != "conceptual" and not spec.deviations:
+    if spec.level not in ("conceptual", None) and "deviations" in spec.model_fields_set and not spec.deviations:
         yield Finding(
             MISSING, "spec.yaml: deviations", f"none at level {spec.level}", "each departure from the paper, or an entry 'None known'"
         )  # fmt: skip
     if not experiments:
         yield Finding(MISSING, "configs", "no configuration", "one file per experiment")
     claimed = {claim.experiment for claim in spec.claims}
-    for name in experiments:
+    for name in experiments if spec.claims else ():
         if name not in claimed:
             yield Finding(
                 MISSING, "spec.yaml: claims", f"none about experiment {name}", "at least one with a tolerance"
@@ -50,7 +72,8 @@ def missing(spec: Spec, experiments: list[str], leaves: Mapping[str, Mapping[str
             for name in experiments
             if not any(s.item == item and fnmatchcase(name, s.experiments) for s in spec.settings)
         ]
-        if open_in:
+        unasked = not experiments and not any(setting.item == item for setting in spec.settings)
+        if open_in or unasked:
             yield Finding(
                 MISSING, f"spec.yaml: settings: item '{item}'", "no setting" if open_in == experiments else f"no setting for {some(open_in)}",
                 "one from the paper, or assumed",
@@ -124,7 +147,7 @@ def _exists(name: str, root: Path) -> bool:
 
 def contradicted(spec: Spec, experiments: list[str], leaves: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """Settings that no experiment or field takes up, that differ from a configuration, or from each other."""
-    for setting in spec.settings:
+    for setting in spec.settings if experiments else ():
         if not any(fnmatchcase(name, setting.experiments) for name in experiments):
             yield Finding(
                 CONTRADICTED, f"spec.yaml: setting '{setting.name}': experiments", repr(setting.experiments),

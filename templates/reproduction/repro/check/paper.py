@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -22,25 +22,38 @@ PAGE_HEADING = re.compile(r"^#{1,6}[ \t]+Page[ \t]+(\d+)[ \t]*$", re.MULTILINE |
 MARKED = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
 """In a quote, what stands between double asterisks is the value that is meant."""
 
-NUMBER_WORDS = {
-    word: Decimal(value)
-    for value, words in enumerate(
-        [
-            "no not none zero without",
-            "one single",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-        ]
-    )
-    for word in words.split()
+_UNITS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_BELOW_TWENTY = {word: value for value, word in enumerate([*_UNITS, *_TEENS], start=1)}
+_COUNTS = {
+    **_BELOW_TWENTY,
+    **{ten: 10 * value for value, ten in enumerate(_TENS, start=2)},
+    **{
+        f"{ten} {unit}": 10 * value + _BELOW_TWENTY[unit] for value, ten in enumerate(_TENS, start=2) for unit in _UNITS
+    },
 }
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_ALONE = {**dict.fromkeys(["no", "not", "none", "zero", "without"], 0), "single": 1}
+_ORDINALS = [
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+    "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth", "twentieth",
+]  # fmt: skip
+_MULTIPLES = {"half": "0.5", "once": 1, "twice": 2, "double": 2, "doubled": 2}
+_RANKS = {**{word: value for value, word in enumerate(_ORDINALS, start=1)}, **_MULTIPLES}
+
+
+def _any(words: Iterable[str]) -> str:
+    return "|".join(sorted(words, key=len, reverse=True)).replace(" ", r"[\s-]+")
+
+
+# "several hundred" is no number.
+_WORDS = re.compile(
+    rf"(?<![^\W_])(?:(?:one[\s-]+(?=half))?(?P<rank>{_any(_RANKS)})|(?P<alone>{_any(_ALONE)})"
+    rf"|(?P<count>{_any(_COUNTS)})(?P<scales>(?:[\s-]+(?:{_any(_SCALES)})s?)*)"
+    rf"|(?<!few )(?<!several )(?<!many )(?P<scale>{_any(_SCALES)}))(?![^\W_])",
+    re.IGNORECASE,
+)
 _SIGNS = str.maketrans(
     {
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "-"),
@@ -61,7 +74,9 @@ _BEGINS = r"(?:(?<![\w.])|(?<=\dx))"
 _POWER = re.compile(
     rf"{_BEGINS}(?:({_PLAIN})\s*[×x*·⋅∙]\s*)?10(?:\s*\^\s*[({{]?\s*([+-]?\d{{1,2}})|\s?(-\d{{1,2}}))(?![\d.]*\d)"
 )
-_NUMBER = re.compile(rf"{_BEGINS}({_PLAIN})(?:[eE]([+-]?\d{{1,3}}))?(?![\d]|\.\d)(?:\s?(%)|([kKM])(?!\w))?")
+_NUMBER = re.compile(
+    rf"{_BEGINS}({_PLAIN})(?:[eE]([+-]?\d{{1,3}}))?(?![\d]|\.\d)(?:\s?(%)|([kKM])(?!\w)|\s({_any(_SCALES)})\b)?"
+)
 _SPACED = re.compile(rf"{_BEGINS}\d{{1,3}}(?: \d{{3}})+(?![\d.]*\d)")
 
 
@@ -177,6 +192,8 @@ def numbers(text: str) -> list[Readings]:
         readings = {value, value.scaleb(-2)} if match[3] else {value}
         if match[4]:
             readings = {value.scaleb(6 if match[4] == "M" else 3)}
+        if match[5]:
+            readings = {value * _SCALES[match[5]]}
         if re.search(r"(?<![\w)\]])-$", text[: match.start()]):
             readings |= {-reading for reading in readings}
         found.append((match.start(), frozenset(reading.normalize() for reading in readings)))
@@ -186,7 +203,8 @@ def numbers(text: str) -> list[Readings]:
 def meant(quotes: Sequence[str]) -> list[Readings]:
     """The numbers that quotes are quoted for: those between ** and **; without a mark all of them.
 
-    Where there are no digits, words count: "three hidden layers", "no weight decay".
+    Where there are no digits, words count: "three hidden layers", "no weight decay"; where there are none of these either,
+    "every sixth image", "half", "twice".
     """
     marked = [part for quote in quotes for part in MARKED.findall(quote)]
     parts = marked or list(quotes)
@@ -195,8 +213,34 @@ def meant(quotes: Sequence[str]) -> list[Readings]:
     found = [number for part in parts for number in numbers(part)]
     if found:
         return found
-    words = [word for part in parts for word in re.findall(r"[a-z]+", part.lower())]
-    return [frozenset([NUMBER_WORDS[word]]) for word in words if word in NUMBER_WORDS]
+    return [number for part in parts for number in counted(part)] or [rank for part in parts for rank in _ranked(part)]
+
+
+def beside_marks(quotes: Sequence[str]) -> list[Readings]:
+    """The numbers, in digits and in words, that stand outside of ** and **."""
+    parts = [MARKED.sub(" ", quote) for quote in quotes if MARKED.search(quote)]
+    return [number for part in parts for number in [*numbers(part), *counted(part)]]
+
+
+def counted(text: str) -> list[Readings]:
+    """The numbers that are written as words: "three", "twenty-five", "two hundred thousand", "no"."""
+    found = []
+    for match in _WORDS.finditer(text):
+        if match["rank"]:
+            continue
+        value = {**_ALONE, **_COUNTS, **_SCALES}["".join(_word(match[one]) for one in ("alone", "count", "scale"))]
+        for scale in (match["scales"] or "").replace("-", " ").split():
+            value *= _SCALES[scale.lower().removesuffix("s")]
+        found.append(frozenset([Decimal(value)]))
+    return found
+
+
+def _ranked(text: str) -> list[Readings]:
+    return [frozenset([Decimal(_RANKS[_word(match["rank"])])]) for match in _WORDS.finditer(text) if match["rank"]]
+
+
+def _word(text: str | None) -> str:
+    return " ".join((text or "").lower().replace("-", " ").split())
 
 
 def plain(quote: str) -> str:

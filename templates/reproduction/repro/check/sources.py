@@ -12,6 +12,7 @@ from repro.check.findings import CONTRADICTED, NOT_FOUND, UNSOURCED, Finding, on
 from repro.check.paper import (
     Paper,
     Readings,
+    beside_marks,
     cut_by_mark,
     exact,
     labels_named,
@@ -64,7 +65,7 @@ def quotes_alone(spec: Spec) -> Iterator[Finding]:
 def not_found(spec: Spec, paper: Paper) -> Iterator[Finding]:
     """What does not stand on the page that it is said to stand on."""
     first = min(paper.pages)
-    if first not in paper.holding(spec.paper.title):
+    if spec.paper and first not in paper.holding(spec.paper.title):
         yield Finding(
             NOT_FOUND, "spec.yaml: paper.title", f"{short(spec.paper.title)} is not on page {first} of {paper.path.name}", "the text of this paper"
         )  # fmt: skip
@@ -102,6 +103,8 @@ def searched(spec: Spec, paper: Paper) -> str:
         asked[source.kind] += 1
         found[source.kind] += held
     counts = ", ".join(f"{found[kind]} of {asked[kind]} {kind}" for kind in asked)
+    if not counts:
+        return f"nothing to search for yet ({paper.path.name}, {len(paper.pages)} pages)"
     return f"{counts} found on their pages ({paper.path.name}, {len(paper.pages)} pages)"
 
 
@@ -150,15 +153,21 @@ def _says(place: str, field: str, quotes: Sequence[str], value: Any) -> Iterator
     else:
         wanted = [exact(one) for one in (value if isinstance(value, list) else [value])]
         said = meant(quotes) if isinstance(value, list) else _distinct(meant(quotes))
+        repeated = len(wanted) > 1 and len(set(wanted)) == 1
+        if repeated and len(said) == 1 and any(len(wanted) in readings for readings in beside_marks(quotes)):
+            said *= len(wanted)  # "two hidden layers of **256** units"
+        hint = f", or a quote like '{len(wanted)} layers of **{wanted[0]:f}**'" if repeated else ""
         if not said:
             found, expected = f"no number in {short(quotes[0])}", f"words that say {value!r}"
             yield Finding(UNSOURCED, f"{place}: quote", found, expected)
         elif len(said) != len(wanted):
-            found, expected = _count(said), f"what says {value!r} between ** and **"
+            found, expected = _count(said), f"what says {value!r} between ** and **{hint}"
             yield Finding(UNSOURCED, f"{place}: quote", found, expected)
         elif not all(one in readings for one, readings in zip(wanted, said, strict=True)):
             found = f"{value!r}, but its quote says {some([*map(readings_in_words, said)])}"
-            yield Finding(CONTRADICTED, f"{place}: {field}", found, "what the quote says")
+            yield Finding(
+                CONTRADICTED, f"{place}: {field}", found, f"what the quote says{hint if len(set(said)) > 1 else ''}"
+            )
 
 
 def _says_quotient(place: str, said: Sequence[Readings], reported: float) -> Iterator[Finding]:

@@ -6,24 +6,23 @@ record of a run, or from a small file, on the same device; on another one it is 
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from repro.config import RunConfig, Section, read_yaml, validate
+from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.memory.cost import Cost, step_cost
 from repro.memory.devices import Device, find
 from repro.memory.fake import Rehearsal, fake_tensors, networks, reported_as
+from repro.memory.measured import LEAST_STEPS, Measured, is_too_short, shaping
 from repro.memory.roofline import NOTHING, Range, Speeds, predict
+from repro.memory.words import count, in_words
 from repro.method import Method
 from repro.phases import Phase
 from repro.runinfo import machine
@@ -89,7 +88,7 @@ def cost_of_phase(phase: Phase, before: Sequence[Phase], config: RunConfig, *, o
         state_bytes = sum(tensor.nbytes for tensor in _tensors(held))
     precision = phase.options.precision if phase.options.precision == "tf32" else "float32"
     return PhaseCost(
-        phase.name, tuple(parts), precision, state_bytes, _shaping(config.model_dump(mode="json"), phase.name)
+        phase.name, tuple(parts), precision, state_bytes, shaping(config.model_dump(mode="json"), phase.name)
     )
 
 
@@ -140,12 +139,17 @@ class PartTime:
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """The time of a phase or of the evaluation on a device. save_s: seconds of saving a state once; every: steps between two."""
+    """The time of a phase or of the evaluation on a device. save_s: seconds of saving a state once; every: steps between two.
+
+    used: what of it was measured. passed_over: measured steps that say nothing here, and why.
+    """
 
     name: str
     parts: tuple[PartTime, ...]
     state_bytes: int
     every: int | None
+    used: tuple[Measured, ...] = ()
+    passed_over: tuple[tuple[Measured, str], ...] = ()
 
     @property
     def save_s(self) -> float:
@@ -170,26 +174,6 @@ class PhaseTime:
         return self.seconds * (1 / 3600)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Seconds of a step as it was measured: where, on what, and the configuration's part for the phase (empty: not known)."""
-
-    experiment: str
-    phase: str
-    seconds: float
-    device: str
-    threads: int | None
-    section: Mapping[str, Any]
-    source: str
-
-
-class StepsMeasured(Section):
-    """The small file: seconds of a step by experiment and phase, on one device."""
-
-    device: str
-    seconds_per_step: dict[str, dict[str, PositiveFloat]]
-
-
 def time_of(
     found: PhaseCost,
     device: Device | Speeds,
@@ -200,7 +184,7 @@ def time_of(
     """The time of a phase on a device. Raises BadInput when the device has no hardware for its precision.
 
     every: steps between two saved states, None where nothing is saved. measured: what `read_measured` found; what was measured of another
-    step, or on a device that is not known here, is passed over.
+    step, over too few of them, or on a device that is not known here, is passed over.
     """
     parts = [
         PartTime(
@@ -211,11 +195,13 @@ def time_of(
         )
         for one in found.parts
     ]
-    own = [one for one in measured if (one.experiment, one.phase) == (experiment, found.name) and _same(one, found)]
-    if own and parts and parts[0].name == "step":
-        carried = _carried(own, found, device, parts[0].once)
-        parts[0] = parts[0] if carried is None else PartTime("step", parts[0].times, *carried)
-    return PhaseTime(found.name, tuple(parts), found.state_bytes, every)
+    own = [one for one in measured if (one.experiment, one.phase) == (experiment, found.name)]
+    passed_over = tuple((one, reason) for one in own if (reason := _why_not(one, found, device)))
+    fitting, used = [one for one in own if not _why_not(one, found, device)], ()
+    if fitting and parts and parts[0].name == "step":
+        once, basis, used = _carried(fitting, found, device, parts[0].once)
+        parts[0] = PartTime("step", parts[0].times, once, basis)
+    return PhaseTime(found.name, tuple(parts), found.state_bytes, every, used, passed_over)
 
 
 def sessions(hours: Range, session_hours: float) -> tuple[int, int, int]:
@@ -235,7 +221,7 @@ def warnings_of(times: PhaseTime, session_hours: float | None) -> list[str]:
     ):
         fitting = max(1, int(SESSION_PART * session_hours * 3600 / step.high))
         lines.append(
-            f"{times.name}: up to {_span(between)} between two saved states, more than a tenth of a session of "
+            f"{times.name}: up to {in_words(between)} between two saved states, more than a tenth of a session of "
             f"{session_hours:g} h; --set pace.checkpoint_every={fitting}"
         )
     part = times.save_s / (times.save_s + times.every * step.likely)
@@ -248,73 +234,37 @@ def warnings_of(times: PhaseTime, session_hours: float | None) -> list[str]:
     return lines
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
-
-
-def read_measured(path: Path) -> list[Measured]:
-    """Measured steps from records of runs (a folder of them, at any depth, or one file) or from a small YAML file, see `StepsMeasured`.
-
-    Raises BadInput for a file that is neither, and for a folder without a record.
-    """
-    if path.suffix in (".yaml", ".yml"):
-        given = validate(StepsMeasured, read_yaml(path), str(path))
-        return [
-            Measured(experiment, phase, seconds, given.device, None, {}, str(path))
-            for experiment, steps in given.seconds_per_step.items()
-            for phase, seconds in steps.items()
-        ]
-    if not path.exists():
-        raise BadInput(f"--measured: found no {path}, expected records of runs or a YAML file")
-    files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-    found = [one for file in files for one in _from_record(file, strict=path.is_file())]
-    if not found:
-        raise BadInput(f"--measured: found no record of a run in {path}, expected one")
-    return found
-
-
-def _from_record(path: Path, strict: bool) -> Iterable[Measured]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        device, threads = record["machine"]["device"], record["machine"]["threads"]
-        walls, prepared, config = record["wall_s"], record["prepare_s"], record["config"]
-        for phase, section in config["phases"].items():
-            if section is None or phase not in walls or record.get("processes", 1) != 1:
-                continue
-            seconds = (walls[phase] - prepared.get(phase, 0.0)) / section["iterations"]
-            yield Measured(record["experiment"], phase, seconds, device, threads, _shaping(config, phase), str(path))
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
-        if strict:
-            raise BadInput(f"{path}: found no record of a run, expected one that `repro run` wrote") from None
-
-
-def _shaping(config: Mapping[str, Any], phase: str) -> dict[str, Any]:
-    """The phase's section without what does not change the time of a step."""
-    section = config.get("phases", {}).get(phase) or {}
-    return {key: value for key, value in section.items() if key not in ("iterations", "learning_rate", "pool", "flow")}
-
-
-def _same(one: Measured, found: PhaseCost) -> bool:
-    return not one.section or dict(one.section) == dict(found.section)
+def _why_not(one: Measured, found: PhaseCost, device: Device | Speeds) -> str:
+    """Why a measured step says nothing about this phase here; empty where it does."""
+    if not _is_device(one, device) and _sheet(one.device) is None:
+        return f"measured on {one.device}" + (
+            f", {count(one.threads, 'thread')}" if isinstance(device, Speeds) and one.threads else ""
+        )
+    if one.steps is not None and found.parts and is_too_short(one.steps, found.parts[0].times):
+        return f"fewer than {LEAST_STEPS} steps"
+    if one.section and dict(one.section) != dict(found.section):
+        return "another setting of the phase"
+    return ""
 
 
 def _carried(
     own: Sequence[Measured], found: PhaseCost, device: Device | Speeds, here: Range
-) -> tuple[Range, str] | None:
-    """The measured time on `device`, and what it rests on. Of several records the median; those of the device itself first."""
-    direct = [one.seconds for one in own if _is_device(one, device)]
+) -> tuple[Range, str, tuple[Measured, ...]]:
+    """The measured time on `device`, what it rests on, and what of `own` was used.
+
+    Of several records the median; those of the device itself first, else the first, scaled.
+    """
+    direct = tuple(one for one in own if _is_device(one, device))
     if direct:
-        seconds = statistics.median(direct)
-        return Range(min(direct), seconds, max(direct)), f"measured, {len(direct)} record{'s' * (len(direct) > 1)}"
-    for one in own:
-        sheet = _sheet(one.device)
-        if sheet is not None:
-            there = predict(found.parts[0].cost, sheet, found.precision)
-            ratios = sorted((here.low / there.low, here.likely / there.likely, here.high / there.high))
-            likely = here.likely / there.likely
-            scaled = Range(ratios[0] / SCALING, likely, ratios[2] * SCALING) * one.seconds
-            return scaled, f"scaled from {sheet.name}, measured"
-    return None
+        seconds = [one.seconds for one in direct]
+        middle = Range(min(seconds), statistics.median(seconds), max(seconds))
+        return middle, f"measured, {count(len(direct), 'record')}", direct
+    one, sheet = own[0], find(own[0].device)
+    there = predict(found.parts[0].cost, sheet, found.precision)
+    ratios = sorted((here.low / there.low, here.likely / there.likely, here.high / there.high))
+    likely = here.likely / there.likely
+    scaled = Range(ratios[0] / SCALING, likely, ratios[2] * SCALING) * one.seconds
+    return scaled, f"scaled from {sheet.name}, measured", (one,)
 
 
 def _is_device(one: Measured, device: Device | Speeds) -> bool:

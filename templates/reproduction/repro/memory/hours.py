@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,26 +15,29 @@ from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.memory.devices import Device, find
 from repro.memory.duration import (
-    Measured,
     PhaseCost,
     PhaseTime,
     cost_of_evaluation,
     cost_of_phase,
-    read_measured,
     sessions,
     time_of,
     warnings_of,
 )
 from repro.memory.fake import CannotRehearse
+from repro.memory.measured import Measured, read_measured
 from repro.memory.roofline import NOTHING, Range, Speeds
 from repro.memory.this_machine import measure
+from repro.memory.words import count, in_hours
 from repro.method import Project
 from repro.runinfo import available_host_bytes, machine
 from repro.runtime import Runtime
 from repro.spec import Spec, load_spec
+from repro.table import listed, wrapped
 
 HERE = "this"
 """What --on calls the machine at hand."""
+
+STARTING = "starting a run (Python's imports and the method took 5 s here on a busy CPU) and its first step"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +179,7 @@ class Times:
         return {
             "seeds": self.seeds,
             "session_hours": self.session_hours,
+            "measured": _told(self, [one for device in self.devices for one in self.on(device)]),
             "devices": {
                 device.name: {one.experiment: _experiment_json(one, self.session_hours) for one in self.on(device)}
                 for device in self.devices
@@ -199,7 +204,14 @@ def _one_device(times: Times, device: Device) -> str:
         rows.append([label, "", "", _hours_text(one.in_all), "what has a time" if one.missing else ""])
     header = ["time: likely (low to high)", "times", "ms", "hours", "from"]
     total = sum((one.in_all for one in found), NOTHING)
-    lines = [_table(header, rows), "", *_sums(times, device, total), *_legend(times, device), *notes]
+    lines = [
+        _table(header, rows),
+        "",
+        *_sums(times, device, total),
+        *_legend(device, found),
+        *_told(times, found),
+        *notes,
+    ]
     return "\n".join(lines)
 
 
@@ -215,8 +227,7 @@ def _rows_of(phase: PhaseTime) -> Iterator[list[str]]:
 
 
 def _what(times: Times) -> str:
-    experiments, seeds = len(times.plans), times.seeds
-    return f"{experiments} experiment{'s' * (experiments > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+    return f"{count(len(times.plans), 'experiment')}, {count(times.seeds, 'seed')}"
 
 
 def _sums(times: Times, device: Device, total: Range) -> Iterator[str]:
@@ -225,36 +236,76 @@ def _sums(times: Times, device: Device, total: Range) -> Iterator[str]:
     if times.budget is not None and times.budget[0].lower() == device.name.lower():
         hours = times.budget[1]
         verdict = "within" if total.high <= hours else "likely within" if total.likely <= hours else "over"
-        yield f"The budget is {hours:g} hours on {times.budget[0]}: {verdict}"
+        yield f"The budget is {in_hours(hours)} on {times.budget[0]}: {verdict}"
 
 
 def _sessions_text(total: Range, session_hours: float | None) -> str:
     if session_hours is None:
         return ""
     low, likely, high = sessions(total, session_hours)
-    return f"; {likely} ({low} to {high}) sessions of {session_hours:g} h"
+    span = "" if low == likely == high else f" ({low:,} to {high:,})"
+    return f"; {likely:,}{span} session{'s' * (high > 1)} of {session_hours:g} h"
 
 
-def _legend(times: Times, device: Device) -> Iterator[str]:
+def _legend(device: Device, found: Sequence[ExperimentTime]) -> Iterator[str]:
+    bases = [part.basis for one in found for phase in one.phases for part in phase.parts]
+    if bases and all(basis.startswith("measured") for basis in bases):
+        yield "Every time was measured on this device."
+        yield f"Not in it: {STARTING}, waiting for a session."
+        return
+    what = "What is not marked as measured is an estimate" if any("measured" in one for one in bases) else "An estimate"
     if device.name == HERE:
-        yield "An estimate from probes of this machine. Steps of models that nothing was fitted to lay within a factor of 1.5 of it."
+        yield f"{what} from probes of this machine. Steps of models that nothing was fitted to"
+        yield "lay within a factor of 1.5 of it."
     else:
-        yield "An estimate from a data sheet and assumed shares of its peaks: nothing of it was measured on a GPU. Plan with the upper"
-        yield "end. A hundred real steps on the device are worth more: give their record, or their seconds, with --measured."
-    if not times.measured:
-        yield "Not in it: reading and drawing data, compiling, waiting for a session, a device that throttles."
+        yield f"{what} from a data sheet and assumed shares of its peaks: nothing of it was measured on"
+        yield "a GPU. Plan with the upper end. A hundred real steps on the device are worth more: give their record, or their"
+        yield "seconds, with --measured."
+    yield f"Not in it: {STARTING},"
+    yield "reading and drawing data, compiling, waiting for a session, a device that throttles."
+
+
+def _told(times: Times, found: Sequence[ExperimentTime]) -> list[str]:
+    """Where the measured times that were used come from, and a line for every reason why others were not."""
+    phases = [phase for one in found for phase in one.phases]
+    used = sorted({one.source for phase in phases for one in phase.used})
+    folders = Counter(str(_folder(Path(source))) for source in used)
+    named = [f"{folder} ({count(files, 'file')})" for folder, files in folders.items()]
+    lines = [f"Measured times are from {listed(named)}"] if named else []
+    reasons: dict[str, set[tuple[str, str]]] = {}
+    for one, reason in (pair for phase in phases for pair in phase.passed_over):
+        reasons.setdefault(reason, set()).add((one.source, one.phase))
+    asked = {plan.experiment for plan in times.plans}
+    others = [one for one in times.measured if one.experiment not in asked]
+    if others:
+        experiments = listed(sorted({one.experiment for one in others}))
+        reasons[f"of other experiments: {experiments}"] = {(one.source, one.phase) for one in others}
+    for reason, passed_over in reasons.items():
+        records = count(len({source for source, _ in passed_over}), "record")
+        whole = reason.startswith(("measured on", "of other experiments"))
+        what = records if whole else f"{count(len(passed_over), 'phase')} of {records}"
+        lines.append(f"{what} passed over: {reason}")
+    return [line for text in lines for line in wrapped(text, "  ")]
+
+
+def _folder(source: Path) -> Path:
+    """What holds the runs of an experiment, or the file itself where it is no record."""
+    if source.suffix != ".json":
+        return source
+    return source.parent.parent if source.parent.name.startswith("seed-") else source.parent
 
 
 def _all_devices(times: Times) -> str:
-    rows, notes = [], []
+    rows, everything = [], []
     for device in times.devices:
         found = times.on(device)
+        everything += found
         total = sum((one.in_all for one in found), NOTHING)
         missing = [line for one in found for line in one.missing]
-        remark = f"without {len(missing)} parts that do not run there" if missing else ""
+        remark = f"without what cannot run there: {count(len(missing), 'part')}" if missing else ""
         rows.append([device.name, _span_text(total), _sessions_text(total, times.session_hours).lstrip("; "), remark])
     header = [f"time: {_what(times)}", "likely (low to high)", "", ""]
-    return "\n".join([_table(header, rows), "", *_legend(times, times.devices[0]), *notes])
+    return "\n".join([_table(header, rows), "", *_legend(times.devices[0], everything), *_told(times, everything)])
 
 
 def _experiment_json(one: ExperimentTime, session_hours: float | None) -> dict[str, Any]:
@@ -291,7 +342,8 @@ def _span_text(hours: Range) -> str:
 
 
 def _text(found: Range) -> str:
-    return f"{_short(found.likely)} ({_short(found.low)} to {_short(found.high)})"
+    low, likely, high = map(_short, (found.low, found.likely, found.high))
+    return likely if low == likely == high else f"{likely} ({low} to {high})"
 
 
 def _short(number: float) -> str:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import repro
+from repro.memory.measured import LEAST_STEPS
+from repro.memory.words import count, in_hours, in_words
 from repro.method import Project
 from repro.notebook.platforms import Platform
+from repro.notebook.requirements import declared, imports_beyond_the_kit, requirements
 from repro.notebook.session import GRACE_S
-from repro.notebook.sizing import EVALUATION, Part, Timing, hours, span
+from repro.notebook.sizing import EVALUATION, Part, Timing, span
 from repro.run import Plan
 
 RESERVE_S = 1200
@@ -26,9 +29,6 @@ RESERVE_S = 1200
 PACK_EVERY_S = 1800
 MOST_ROWS = 24
 """Of the table of sessions, before those of one phase become one row."""
-
-REQUIREMENTS = ("torch", "numpy", "scipy", "pydantic", "pyyaml", "safetensors", "tqdm")
-"""What the kit needs, for a project that declares no dependencies."""
 
 
 @dataclass(frozen=True)
@@ -132,23 +132,23 @@ def _about(session: Session) -> str:
 def _plan_table(session: Session) -> str:
     if session.unplanned:
         changed = "".join(f" --set {shlex.quote(one)}" for one in session.overrides)
-        again = f"python -m repro notebook {session.plan.experiment} --platform {session.platform.name}{changed} --runs runs/ten-steps"
-        measure = f"python -m repro run {session.plan.experiment}{changed} --train-iters 10 --runs runs/ten-steps"
+        again = f"python -m repro notebook {session.plan.experiment} --platform {session.platform.name}{changed} --runs runs/timing"
+        measure = (
+            f"python -m repro run {session.plan.experiment}{changed} --train-iters {LEAST_STEPS} --runs runs/timing"
+        )
         return (
-            f"How many sessions: **unknown** ({session.unplanned}). Ten steps on the platform tell: `{measure} --device cuda`. "
+            f"How many sessions: **unknown** ({session.unplanned}). A hundred steps on the platform tell: `{measure} --device cuda`. "
             f"With that folder beside the project, `{again}` writes this notebook anew."
         )
     total, (low, high) = sum(part.seconds for part in session.parts), span(session.parts, session.timing)
-    about = f"{hours(total)} hours of runs" + (
-        "" if low == high else f" ({hours(low)} to {hours(high)} if the estimates err)"
+    about = f"{in_words(total)} of runs" + (
+        "" if low == high else f" ({in_words(low)} to {in_words(high)} if the estimates err)"
     )
-    text = f"{_count(session.parts[-1].session, 'session')} of {session.hours:g} hours, {about}"
+    text = f"{count(session.parts[-1].session, 'session')} of {in_hours(session.hours)}, {about}"
     if session.weeks:
-        text += f", {_count(session.weeks, 'week')} of {session.platform.weekly_hours:g} hours"
+        text += f", {count(session.weeks, 'week')} of {in_hours(session.platform.weekly_hours)}"
     rows = "\n".join(_rows(session.parts))
-    return (
-        f"{text}. A plan, not a promise.\n\n| session | seed | phase | steps | hours |\n|---|---|---|---|---|\n{rows}"
-    )
+    return f"{text}. A plan, not a promise.\n\n| session | seed | phase | steps | time |\n|---|---|---|---|---|\n{rows}"
 
 
 def _rows(parts: Sequence[Part]) -> list[str]:
@@ -162,19 +162,19 @@ def _rows(parts: Sequence[Part]) -> list[str]:
         sessions = f"{first.session}" if first.session == last.session else f"{first.session} to {last.session}"
         steps = "" if first.phase == EVALUATION else f"{first.first:,} to {last.last:,}"
         seconds = sum(part.seconds for part in own)
-        found.append(f"| {sessions} | {first.seed} | {first.phase} | {steps} | {hours(seconds) if seconds else '?'} |")
+        found.append(
+            f"| {sessions} | {first.seed} | {first.phase} | {steps} | {in_words(seconds) if seconds else '?'} |"
+        )
     return found
 
 
 def _timing_table(session: Session) -> str:
     rows = []
     for name, one in session.timing.items():
-        step = "" if name == EVALUATION else "?" if one.step_s is None else f"{one.step_s:.2g}"
-        prepare = f"{hours(one.prepare_s)}" if one.prepare_s else ""
+        step = "" if name == EVALUATION else "?" if one.step_s is None else in_words(one.step_s)
+        prepare = in_words(one.prepare_s) if one.prepare_s else ""
         rows.append(f"| {name} | {step} | {prepare} | {one.origin} |")
-    return "| | seconds a step | hours beside the steps, in each session | origin |\n|---|---|---|---|\n" + "\n".join(
-        rows
-    )
+    return "| | a step | beside the steps, in each session | origin |\n|---|---|---|---|\n" + "\n".join(rows)
 
 
 def _before(session: Session) -> str:
@@ -194,6 +194,12 @@ def _before(session: Session) -> str:
         0,
         f"Once, on any machine, without a GPU: `python -m repro preflight {name}` and `python -m repro memory {name} --on {session.platform.device}`.",
     )
+    project = session.plan.project
+    if declared(_pyproject(project)) is None and (found := imports_beyond_the_kit(project_folder(project))):
+        lines.append(
+            f"Once: the project imports {', '.join(f'`{one}`' for one in found)}, and its pyproject.toml declares no `dependencies`: "
+            "declare there what the platform lacks, and write this notebook anew. The cell below installs what the kit needs only."
+        )
     return "## Before\n\n" + "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
 
 
@@ -260,7 +266,7 @@ CODE = next(path.parent for depth in range(2) for path in CODE.glob("*/" * depth
 
 
 def _environment(session: Session) -> str:
-    wanted = json.dumps(_requirements(session.plan.project), indent=4)
+    wanted = json.dumps(requirements(_pyproject(session.plan.project)), indent=4)
     return f"session.show_machine(WORK)\nsession.install_missing({wanted})"
 
 
@@ -315,6 +321,11 @@ def project_folder(project: Project) -> Path:
     return project.root.resolve()
 
 
+def _pyproject(project: Project) -> dict[str, Any]:
+    path = project_folder(project) / "pyproject.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def _kit(project: Project) -> list[str]:
     """Where Python finds the kit and the method, from the folder of pyproject.toml: usually there itself."""
     root = project_folder(project)
@@ -324,14 +335,5 @@ def _kit(project: Project) -> list[str]:
     return list(dict.fromkeys(inside)) or ["."]
 
 
-def _requirements(project: Project) -> list[str]:
-    table = tomllib.loads((project_folder(project) / "pyproject.toml").read_text(encoding="utf-8"))
-    return list(table.get("project", {}).get("dependencies", REQUIREMENTS))
-
-
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -15,6 +15,7 @@ import torch
 
 from repro import arguments
 from repro.errors import EXIT_OK, BadInput
+from repro.memory.words import count, in_hours
 from repro.method import Project, find_project
 from repro.notebook.cells import Session, notebook, project_folder
 from repro.notebook.platforms import PLATFORMS, Platform
@@ -156,14 +157,14 @@ def warnings(session: Session) -> list[str]:
     found, platform = [], session.platform
     if session.hours > platform.hours:
         found.append(
-            f"sessions of {session.hours:g} hours: {platform.title} is known to end them after {platform.hours:g}"
+            f"sessions of {in_hours(session.hours)}: {platform.title} is known to end them after {platform.hours:g}"
         )
     if session.unplanned:
         found.append(f"the number of sessions is not known: {session.unplanned}")
     if (session.weeks or 0) > LONG_WEEKS:
-        count = session.parts[-1].session
+        sessions = count(session.parts[-1].session, "session")
         found.append(
-            f"{count} sessions, {session.weeks} weeks of {platform.title}'s quota: another device or a smaller setting may be meant"
+            f"{sessions}, {session.weeks} weeks of {platform.title}'s quota: another device or a smaller setting may be meant"
         )
     room = platform.memory_gib * 2**30
     found += [

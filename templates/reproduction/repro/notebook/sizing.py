@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from repro.config import RunConfig, flatten
 from repro.errors import BadInput
+from repro.memory.devices import find
+from repro.memory.measured import LEAST_STEPS, is_too_short, step_of
+from repro.memory.roofline import NOTHING
+from repro.memory.words import count, in_words
 from repro.method import Project
 from repro.phases import Phase
 from repro.runtime import Runtime
@@ -28,7 +32,7 @@ class Timing:
     """Seconds of a phase's step and of building what it trains on; of the evaluation in `prepare_s` alone, with a step of 0.
 
     `step_s` is None where nobody knows. `origin` says where the numbers come from, in words. `low` and `high`: how much less or
-    more it may be, as factors of both; 1 where it was measured.
+    more it may be, as factors of both; 1 where it was measured. `saving_s` of saving, spread over the steps; in a measured step already.
     """
 
     step_s: float | None
@@ -36,6 +40,12 @@ class Timing:
     origin: str
     low: float = 1.0
     high: float = 1.0
+    saving_s: float = 0.0
+
+    @property
+    def pace_s(self) -> float:
+        """Seconds from one step to the next."""
+        return (self.step_s or 0.0) + self.saving_s
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,12 @@ def timings(
     records = _records(project, experiment, device, runs)
     found = {}
     for number, phase in enumerate(phases):
-        timing = _measured(phase, config, records, device)
+        timing, short = _measured(phase, config, records, device)
         if timing is None or phase.name in given:
             timing = _estimated(phase, number, project, config, runtime, device)
+            if short:
+                passed_over = f"{count(short, 'run')} of fewer than {LEAST_STEPS} steps passed over"
+                timing = replace(timing, origin=f"{timing.origin}; {passed_over}")
         if phase.name in given:
             timing = Timing(given[phase.name], timing.prepare_s, "given")
         found[phase.name] = timing
@@ -97,18 +110,18 @@ def schedule(
             one, done = timing[name], 0
             if one.step_s is None:
                 raise BadInput(f"{name}: {one.origin}")
-            least = one.prepare_s + one.step_s
+            least = one.prepare_s + one.pace_s
             if least > session_s:
                 raise BadInput(
-                    f"{name}: found {hours(least)} hours that cannot be cut, expected at most {hours(session_s)}, a session's"
+                    f"{name}: found {in_words(least)} that cannot be cut, expected at most {in_words(session_s)}, a session's"
                 )
             while True:
                 if clock + least > session_s:
                     session, clock = session + 1, 0.0
                 fits = steps - done
-                if one.step_s > 0:
-                    fits = min(fits, math.floor((session_s - clock - one.prepare_s) / one.step_s))
-                seconds = one.prepare_s + fits * one.step_s
+                if one.pace_s > 0:
+                    fits = min(fits, math.floor((session_s - clock - one.prepare_s) / one.pace_s))
+                seconds = one.prepare_s + fits * one.pace_s
                 parts.append(Part(session, seed, name, done, done + fits, seconds))
                 clock, done = clock + seconds, done + fits
                 if done >= steps:
@@ -121,14 +134,6 @@ def span(parts: Sequence[Part], timing: Mapping[str, Timing]) -> tuple[float, fl
     """The least and the most seconds that all parts together may take, if every estimate errs the same way."""
     low = sum(part.seconds * timing[part.phase].low for part in parts)
     return low, sum(part.seconds * timing[part.phase].high for part in parts)
-
-
-def hours(seconds: float) -> str:
-    """Hours with two digits, which is more than a plan knows."""
-    value = seconds / 3600
-    if value < 0.01:
-        return "< 0.01"
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _records(project: Project, experiment: str, device: str, runs: Path) -> list[dict[str, Any]]:
@@ -149,28 +154,27 @@ def _records(project: Project, experiment: str, device: str, runs: Path) -> list
 
 
 def _is(device: str, driver_name: str) -> bool:
-    from repro.memory.devices import find
-
     try:
         return find(driver_name).name == device
     except BadInput:
         return False
 
 
-def _measured(phase: Phase, config: RunConfig, records: Sequence[dict], device: str) -> Timing | None:
-    """From records of the same phase; the number of steps may differ, so that a short run will do."""
-    steps, prepares = [], []
+def _measured(phase: Phase, config: RunConfig, records: Sequence[dict], device: str) -> tuple[Timing | None, int]:
+    """From records of the same phase, whose number of steps may differ; and how many were passed over for having too few."""
+    steps, prepares, short = [], [], 0
     own = _own(config.model_dump(mode="json"), phase.name)
     for record in records:
         if _own(record["config"], phase.name) == own and phase.name in record["wall_s"]:
-            done = record["config"]["phases"][phase.name]["iterations"]
-            prepare = record["prepare_s"].get(phase.name, 0.0)
-            steps.append(max(0.0, record["wall_s"][phase.name] - prepare) / done)
-            prepares.append(prepare)
+            step_s, done = step_of(record, phase.name)
+            if is_too_short(done, phase.iterations):
+                short += 1
+                continue
+            steps.append(step_s)
+            prepares.append(record["prepare_s"].get(phase.name, 0.0))
     if not steps:
-        return None
-    runs = "run" if len(steps) == 1 else "runs"
-    return Timing(median(steps), median(prepares), f"measured on {device}, {len(steps)} {runs}")
+        return None, short
+    return Timing(median(steps), median(prepares), f"measured on {device}, {count(len(steps), 'run')}"), short
 
 
 def _own(config: dict[str, Any], phase: str) -> dict[str, Any]:
@@ -181,34 +185,31 @@ def _own(config: dict[str, Any], phase: str) -> dict[str, Any]:
 
 
 def _estimated(phase: Phase, number: int, project: Project, config: RunConfig, runtime: Runtime, device: str) -> Timing:
-    from repro.memory.cost import step_cost
-    from repro.memory.fake import CannotRehearse, Rehearsal, fake_tensors, networks, reported_as
+    from repro.memory.duration import cost_of_phase, time_of
+    from repro.memory.fake import CannotRehearse
 
     try:
-        work = list(phase.work())
-        with fake_tensors(), reported_as(f"phase {phase.name}"):
-            rehearsal = Rehearsal(phase, networks(list(project.method.phases(config, runtime))[:number]))
-            for step in range(2):  # the first step of Adam makes its state
-                rehearsal(step)
-            cost = step_cost(lambda: rehearsal(2))
-            costs = [(one.times, step_cost(one.run)) for one in work]
-        step = _predict(cost, device, phase.options.precision)
-        prepare_s = sum(times * _predict(one, device, "float32").likely for times, one in costs)
+        before = list(project.method.phases(config, runtime))[:number]
+        found = time_of(cost_of_phase(phase, before, config), find(device), config.pace.checkpoint_every)
     except (BadInput, CannotRehearse) as error:
         return Timing(None, 0.0, f"unknown: {error}")
-    span = f"{step.low:.2g} to {step.high:.2g} s"
+    step, others = found.parts[0], found.parts[1:]
+    prepare = sum((one.seconds for one in others), NOTHING)
+    in_all = found.seconds
+    origin = f"estimated for {device}, {in_words(step.once.low)} to {in_words(step.once.high)}; not measured"
     return Timing(
-        step.likely,
-        prepare_s,
-        f"estimated for {device}, {span}; not measured",
-        step.low / step.likely,
-        step.high / step.likely,
+        step.once.likely,
+        prepare.likely,
+        origin,
+        in_all.low / in_all.likely,
+        in_all.high / in_all.likely,
+        found.saving.likely / step.times,
     )
 
 
 def _evaluation(project: Project, config: RunConfig, runtime: Runtime, device: str, records: Sequence[dict]) -> Timing:
-    from repro.memory.cost import step_cost
-    from repro.memory.fake import CannotRehearse, fake_tensors, networks, reported_as
+    from repro.memory.duration import cost_of_evaluation, time_of
+    from repro.memory.fake import CannotRehearse
 
     own = flatten(
         {key: value for key, value in config.model_dump(mode="json").items() if key not in ("phases", "pace")}
@@ -219,30 +220,15 @@ def _evaluation(project: Project, config: RunConfig, runtime: Runtime, device: s
         if flatten({key: value for key, value in record["config"].items() if key not in ("phases", "pace")}) == own
     ]
     if same:
-        return Timing(
-            0.0, median(record["wall_s"]["evaluate"] for record in same), f"measured on {device}, {len(same)} runs"
-        )
+        seconds = median(record["wall_s"]["evaluate"] for record in same)
+        return Timing(0.0, seconds, f"measured on {device}, {count(len(same), 'run')}")
     try:
-        with fake_tensors(), reported_as(EVALUATION):
-            models = networks(list(project.method.phases(config, runtime)))
-            work = list(project.method.evaluation_work(config, models, runtime))
-            costs = [(one.times, step_cost(one.run)) for one in work]
-        ranges = [_predict(cost, device, "float32") * times for times, cost in costs]
+        cost = cost_of_evaluation(project.method, config, list(project.method.phases(config, runtime)), runtime)
+        found = None if cost is None else time_of(cost, find(device), None).seconds
     except (BadInput, CannotRehearse) as error:
         return Timing(0.0, 0.0, f"unknown, not counted: {error}")
-    likely = sum(one.likely for one in ranges)
-    if not likely:
+    if found is None or not found.likely:
         return Timing(0.0, 0.0, "unknown, not counted")
-    low, high = sum(one.low for one in ranges), sum(one.high for one in ranges)
-    origin = f"estimated for {device}, {hours(low)} to {hours(high)} h; what the host computes is not counted"
-    return Timing(0.0, likely, origin, low / likely, high / likely)
-
-
-def _predict(cost, device: str, precision: str):
-    from repro.memory.devices import find
-    from repro.memory.roofline import predict
-
-    found = find(device)
-    if precision == "tf32" and found.peak_flops.get("tf32") is None:
-        precision = "float32"  # what PyTorch does on a device without it
-    return predict(cost, found, precision)
+    span = f"{in_words(found.low)} to {in_words(found.high)}"
+    origin = f"estimated for {device}, {span}; what the host computes is not counted"
+    return Timing(0.0, found.likely, origin, found.low / found.likely, found.high / found.likely)

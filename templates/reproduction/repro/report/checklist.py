@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from repro.report.markup import code, is_written, kept, plural, text, written_by_hand, yours
+from repro.report.markup import code, edition_of, is_written, kept, plural, text, written_by_hand, yours
 from repro.report.results import Results, checkpoint_rule
+from repro.report.results_page import stated_deviations
 from repro.report.statistics import LEVEL
 from repro.spec import Setting
 
@@ -39,8 +40,8 @@ def checklist(results: Results, path: Path) -> str:
     left = [question.id for question in QUESTIONS if question.id not in answered and question.id not in by_hand]
     page = (
         "# Reproducibility checklist\n\n"
-        f"Written by `repro report --checklist` for {text(results.spec.paper.title)} (arXiv {text(results.spec.paper.arxiv)}"
-        f"{text(results.spec.paper.version)}). The questions are those of the machine-learning reproducibility checklist (Pineau, version 2.0) in "
+        f"Written by `repro report --checklist` for {text(results.spec.paper.title)} ({edition_of(results.spec.paper)}"
+        "). The questions are those of the machine-learning reproducibility checklist (Pineau, version 2.0) in "
         "other words; they are asked about this reproduction, not about the paper.\n\n"
         f"Of {len(QUESTIONS)} questions {len(answered)} are answered from the spec and the run records, {len(set(by_hand) - set(answered))} by "
         f"hand, and {len(left)} not at all{': ' + ', '.join(left) if left else ''}.\n"
@@ -82,9 +83,9 @@ def _setting(setting: Setting) -> str:
 
 def _differs(results: Results) -> str | None:
     spec = results.spec
-    what = [*(d.what for d in spec.deviations), *(s.what for s in spec.simplifications)]
+    what = [*stated_deviations(spec), *spec.simplifications]
     if not what:
-        return None
+        return "By the paper: the spec says that no deviation is known." if spec.deviations else None
     return f"By the paper, but for {plural(len(what), 'deviation')} that the [results page](README.md#deviations) lists with their reasons."
 
 

@@ -5,14 +5,18 @@ Text of a spec or a record may hold anything, so it passes through `text` or `ce
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repro.errors import BadInput
+from repro.spec import Paper
 
 _OPEN, _CLOSE = "<!-- yours: {} -->", "<!-- /yours: {} -->"
+LEAST, MOST = 3, 8
+"""Significant digits of a value without a spread, and of any value."""
 _MARK = re.compile(r"<!-- (/?)yours: ([a-z0-9-]+) -->")
 
 
@@ -38,9 +42,73 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def number(value: float | None) -> str:
-    """Three significant digits, nothing for None."""
-    return "" if value is None else f"{value:.3g}"
+def number(value: float | None, spread: float | None = None, significant: int | None = None) -> str:
+    """A measured value, to two significant digits of its `spread` and to no fewer than `significant` of its own.
+
+    Without a spread, or with one of 0, three significant digits or the number asked for. Nothing for None.
+    """
+    if value is None:
+        return ""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    knows = spread is not None and math.isfinite(spread) and spread != 0
+    wanted = [1 - _exponent(spread, 2)] if knows else []
+    if significant or not knows:
+        digits = significant or LEAST
+        wanted.append(digits - 1 - _exponent(value, digits))
+    exponent = _exponent(value, MOST)
+    decimals = min(max(wanted), MOST - 1 - exponent)
+    if decimals > MOST or exponent >= MOST:
+        return f"{value:.{max(0, decimals + exponent)}e}"
+    return f"{value:z.{max(0, decimals)}f}"
+
+
+def mean_and_spread(summary: Mapping | None, reported: float | None = None) -> tuple[str, str]:
+    """Mean and standard deviation of a judgement's summary as a page shows them; empty where there is none.
+
+    One seed has no spread: its value gets as many significant digits as the reported one has, and three at least.
+    """
+    if summary is None:
+        return "", ""
+    mean, spread = summary["mean"], summary["spread"]
+    digits = None if spread or reported is None else max(LEAST, _significant(reported))
+    return number(mean, spread, digits), number(spread, spread)
+
+
+def as_reported(value: float) -> str:
+    """A value of the paper with the digits that the spec gives it. A whole number below 100 keeps one decimal: 98.0, not 98."""
+    shown = f"{value:.{MOST}g}"
+    return f"{value:.1f}" if re.fullmatch(r"-?\d{1,2}", shown) else shown
+
+
+def _significant(value: float) -> int:
+    """The significant digits of a value as it is shown."""
+    mantissa = as_reported(value).split("e")[0]
+    return len(mantissa.replace(".", "").lstrip("-0")) if value else 0
+
+
+def _exponent(value: float, digits: int) -> int:
+    """The power of ten of the first digit, after rounding to `digits` significant ones."""
+    return int(f"{value:.{digits - 1}e}".split("e")[1])
+
+
+def title_of(paper: Paper) -> str:
+    """The title, as a link where the spec gives the address of a web page."""
+    is_page = re.fullmatch(r"https?://[^\s<>]+", paper.url)
+    address = paper.url.replace("(", "%28").replace(")", "%29")
+    return f"[{text(paper.title)}]({address})" if is_page else text(paper.title)
+
+
+def edition_of(paper: Paper) -> str:
+    """Which text of the paper it is: 'arXiv 2401.14069v1', or what the spec says of one that is not there."""
+    number_there = re.fullmatch(r"(?i:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})", paper.arxiv.strip())
+    if number_there and re.fullmatch(r"v\d+", paper.version):
+        parts = [f"arXiv {number_there[1]}{paper.version}"]
+    else:
+        parts = [f"arXiv {number_there[1]}" if number_there else paper.arxiv, paper.version]
+    if not re.match(r"https?://", paper.url):
+        parts.append(paper.url)
+    return ", ".join(text(part) for part in parts if part.strip())
 
 
 def plural(count: int, noun: str) -> str:

@@ -15,7 +15,22 @@ from pathlib import Path
 
 from repro.errors import BadInput
 from repro.report.judge import BELOW_FLOOR, COULD_NOT_RUN, INCONCLUSIVE, NOT, REPRODUCED, Judgement, causes, unexplained
-from repro.report.markup import cell, code, is_written, kept, number, plural, table, text, words, written_by_hand, yours
+from repro.report.markup import (
+    as_reported,
+    cell,
+    code,
+    edition_of,
+    is_written,
+    kept,
+    mean_and_spread,
+    plural,
+    table,
+    text,
+    title_of,
+    words,
+    written_by_hand,
+    yours,
+)
 from repro.report.results import Results, tally, tally_in_words
 from repro.report.results_page import deviation_lines, interval_text
 from repro.report.statistics import LEVEL, reach, seeds_for_signs
@@ -109,7 +124,7 @@ def _page(
         _setup(results, earlier),
         _result(results, chosen, patterns, brevity),
         _picture(results, figure),
-        "## Deviations\n\n" + ("\n".join(deviation_lines(results.spec, reasons=brevity == 0)) or "None stated.") + "\n",
+        "## Deviations\n\n" + "\n".join(deviation_lines(results.spec, reasons=brevity == 0)) + "\n",
         _gap_analysis(results, chosen, brevity),
         "## Surprises\n\n" + yours("surprises", HAND_WRITTEN["surprises"], earlier),
         _not_to_conclude(results, chosen),
@@ -120,7 +135,7 @@ def _page(
 
 def _claim(results: Results, chosen: Sequence[Judgement], patterns: Sequence[str], earlier: Mapping[str, str]) -> str:
     spec = results.spec
-    paper = f"{text(', '.join(spec.paper.authors))}: [{text(spec.paper.title)}]({spec.paper.url}), arXiv {text(spec.paper.arxiv)}{text(spec.paper.version)}"
+    paper = f"{text(', '.join(spec.paper.authors))}: {title_of(spec.paper)}, {edition_of(spec.paper)}"
     scope = (
         f"This note is about {len(chosen)} of the {plural(len(results.judgements), 'claim')} that were tested, chosen by name ({', '.join(map(code, patterns))})."
         if len(chosen) < len(results.judgements)
@@ -178,8 +193,8 @@ def _result(results: Results, chosen: Sequence[Judgement], patterns: Sequence[st
         return page + table(["experiment", *tally([])], rows)
     rows = [
         [
-            f"{code(j.id)} {cell(j.statement)}" if brevity < 2 else code(j.id), number(j.reported),
-            number(j.reproduced["mean"]) if j.reproduced else "", interval_text(j.interval), str(len(j.seeds) or ""), j.verdict,
+            f"{code(j.id)} {cell(j.statement)}" if brevity < 2 else code(j.id), as_reported(j.reported),
+            mean_and_spread(j.reproduced, j.reported)[0], interval_text(j.interval), str(len(j.seeds) or ""), j.verdict,
         ]
         for j in chosen
     ]  # fmt: skip

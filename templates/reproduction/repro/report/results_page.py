@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from repro.report.judge import BELOW_FLOOR, NOT, REPRODUCED, SHORTENED, VERDICTS, Judgement, causes, unexplained
-from repro.report.markup import cell, code, number, plural, table, text
+from repro.report.markup import (
+    LEAST,
+    as_reported,
+    cell,
+    code,
+    edition_of,
+    mean_and_spread,
+    number,
+    plural,
+    table,
+    text,
+    title_of,
+)
 from repro.report.results import Results, Runs, short, tally, tally_in_words
 from repro.report.statistics import LEVEL, Interval, what_seeds_show
-from repro.spec import Spec
+from repro.spec import Deviation, Spec
 
 
 def results_page(results: Results) -> str:
@@ -29,7 +42,11 @@ def results_page(results: Results) -> str:
 
 
 def interval_text(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.low:.3g} to {interval.high:.3g}"
+    """Each end to two significant digits of its distance from the centre; on the log scale to two of its own at least."""
+    if interval is None:
+        return ""
+    least = 2 if interval.scale == "log" else None
+    return " to ".join(number(end, end - interval.centre, least) for end in (interval.low, interval.high))
 
 
 def gap_lines(results: Results, judgements: Sequence[Judgement]) -> list[str]:
@@ -46,18 +63,25 @@ def gap_lines(results: Results, judgements: Sequence[Judgement]) -> list[str]:
 
 
 def deviation_lines(spec: Spec, reasons: bool = True) -> list[str]:
-    """Departures from the paper on purpose, and where less is done than the paper does."""
-    lines = [f"- {text(d.what)}" + (f" {text(d.why)}" if reasons else "") for d in spec.deviations]
+    """Departures from the paper on purpose, and where less is done than the paper does; a sentence when there are none."""
+    lines = [f"- {text(d.what)}" + (f" {text(d.why)}" if reasons else "") for d in stated_deviations(spec)]
     for s in spec.simplifications:
         lines.append(
             f"- {text(s.what)}" + (f" {text(s.why)}" if reasons else "") + f" *Probable effect*: {text(s.effect)}"
         )
-    return lines
+    return lines or ["None known." if spec.deviations else "None stated."]
+
+
+def stated_deviations(spec: Spec) -> list[Deviation]:
+    """The deviations of the spec, without an entry that only says that there is none."""
+    return [
+        d for d in spec.deviations if not re.fullmatch(r"(?i)none( (yet )?(known|stated))?( yet)?\.?", d.what.strip())
+    ]
 
 
 def _introduction(results: Results) -> str:
     spec, records = results.spec, results.records
-    paper = f"[{text(spec.paper.title)}]({spec.paper.url}) (arXiv {text(spec.paper.arxiv)}{text(spec.paper.version)})"
+    paper = f"{title_of(spec.paper)} ({edition_of(spec.paper)})"
     lines = f"This page is written by `repro report` from the spec and the run records. Paper: {paper}.\n"
     if records and all(record["departures"] for record in records):
         changes = sorted({change for record in records for change in record["departures"]})
@@ -112,7 +136,7 @@ def _missed(results: Results) -> str:
 
 
 def _deviations(spec: Spec) -> str:
-    lines = ["## Deviations\n", *(deviation_lines(spec) or ["None stated."]), "\n## Not attempted\n"]
+    lines = ["## Deviations\n", *deviation_lines(spec), "\n## Not attempted\n"]
     lines += [f"- {text(n.what)} ({text(n.where)}). {text(n.why)}" for n in spec.not_attempted] or ["Nothing stated."]
     return "\n".join(lines) + "\n"
 
@@ -143,7 +167,8 @@ def _claims_table(results: Results, own: Sequence[Judgement]) -> str:
     rows = []
     for j in own:
         row = [
-            f"**{j.id}** {cell(j.statement)} ({cell(j.where)})", code(j.metric), number(j.reported), _show(j.reproduced),
+            f"**{j.id}** {cell(j.statement)} ({cell(j.where)})", code(j.metric), as_reported(j.reported),
+            _show(j.reproduced, j.reported),
             interval_text(j.interval),
         ]  # fmt: skip
         row += [_show(j.floor)] * floors + [j.verdict, cell(_reason(j))]
@@ -180,8 +205,8 @@ def _pairs(results: Results) -> str:
             [
                 code(j.id),
                 code(j.metric),
-                ", ".join(map(number, j.pairs.ratios)),
-                number(interval.centre if interval else None),
+                ", ".join(number(ratio, j.reproduced["spread"], LEAST) for ratio in j.pairs.ratios),
+                number(interval.centre, interval.centre - interval.low) if interval else "",
                 interval_text(interval),
                 f"{j.pairs.below} of {len(j.pairs.ratios)}",
                 shows,
@@ -260,8 +285,5 @@ def _seeds(judgements: Sequence[Judgement]) -> str:
     return f"Seeds {', '.join(map(str, seeds))}." if seeds else "No run."
 
 
-def _show(summary: dict | None) -> str:
-    if summary is None:
-        return ""
-    spread = "" if summary["spread"] is None else f" ± {summary['spread']:.2g}"
-    return f"{summary['mean']:.3g}{spread}"
+def _show(summary: dict | None, reported: float | None = None) -> str:
+    return " ± ".join(filter(None, mean_and_spread(summary, reported)))
