@@ -206,7 +206,7 @@ def test_sessions_are_cut_by_the_times_that_are_known(project):
     assert (
         "2 sessions of 2 hours" in about
         and "| 1 | 0 | line | 0 to 6 |" in about
-        and "| line | 17 min |  | given |" in about
+        and "| line | 0.28 h |  | given |" in about
     )
 
 
