@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def test_help_and_misspelt_commands_do_not_wait_for_pytorch():
     for arguments, code in ((["--help"], 0), (["chekc"], 2)):
         done = subprocess.run([sys.executable, "-c", look.format(arguments)], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == f"{code} False", done.stderr
+
+
+def test_what_a_method_prints_when_it_is_imported_is_no_data(project):
+    (project / "chatty.py").write_text("print('Warning: no CUDA')\nfrom toy_method import METHOD\n")
+    (project / "pyproject.toml").write_text('[tool.repro]\nmethod = "chatty:METHOD"\n')
+    environment = os.environ | {"PYTHONPATH": str(Path(toy_method.__file__).parent)}
+    arguments = [sys.executable, "-m", "repro", "list", "--json"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert json.loads(done.stdout) == {"toy": {"line": 12, "constant": 9}} and "no CUDA" in done.stderr
 
 
 def test_list_shows_experiments_and_phases(project, capsys):

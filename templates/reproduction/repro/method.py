@@ -6,6 +6,7 @@ import importlib
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -163,7 +164,8 @@ def _project(path: Path, table: dict) -> Project:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))  # a scaffold runs before it is installed
     try:
-        method = getattr(importlib.import_module(module_name), attribute)
+        with redirect_stdout(sys.stderr):  # what a library prints when it is imported is no data
+            method = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, TypeError) as error:
         if isinstance(error, TypeError) and not module_name.startswith("."):
             raise  # of the method's own code
