@@ -47,7 +47,7 @@ demo: $(READY) ## a short run of every 2-D experiment and of digits, judged and 
 	@echo "To read them:          make serve, then http://localhost:$(PORT)"
 
 test: $(READY) ## the tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(READY) ## format and lint, as the check does
 	$(BIN)/ruff format --check --quiet .

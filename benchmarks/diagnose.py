@@ -178,6 +178,38 @@ def _saturated(model: nn.Module) -> nn.Module:
     return model
 
 
+class Deep(nn.Module):
+    """A chain of equal layers between two others, for a point and its time."""
+
+    def __init__(self, layers: int, activation: Callable, gain: float = 1.0, residual: bool = False):
+        super().__init__()
+        self.activation, self.residual = activation, residual
+        self.first, self.last = nn.Linear(3, 64), nn.Linear(64, 2)
+        self.chain = nn.ModuleList(nn.Linear(64, 64) for _ in range(layers))
+        for layer in self.chain:
+            nn.init.normal_(layer.weight, std=gain / 8)
+
+    def forward(self, x, t):
+        x = self.first(torch.cat([x, t[:, None]], dim=1))
+        for layer in self.chain:
+            change = self.activation(layer(x))
+            x = x + change / len(self.chain) if self.residual else change
+        return self.last(x)
+
+
+def _deep(layers: int, activation: Callable, gain: float) -> Callable[[Phase], Phase]:
+    return lambda phase: altered(phase, make_model=lambda sound: Deep(layers, activation, gain))
+
+
+def _groups_of_one_channel(phase: Phase) -> Phase:
+    """As in the paper's MNIST network: the group norm takes out what a block adds for the time, which is one number a channel."""
+    changed = copy.copy(phase)
+    changed.config = phase.config.model_copy(
+        update={"network": phase.config.network.model_copy(update={"groups": phase.config.network.channels})}
+    )
+    return changed
+
+
 class _WithoutTime(nn.Module):
     def __init__(self, inner: nn.Module):
         super().__init__()
@@ -233,6 +265,9 @@ BUGS: dict[str, tuple[str, dict[tuple[str, str], Callable[[Phase], Phase]]]] = {
     "time not passed on": ("input-ignored", dict.fromkeys((FIELD, FLOW), _loss(_time_not_passed_on))),
     "time ignored inside": ("input-ignored", dict.fromkeys((FIELD, FLOW), _model(_WithoutTime))),
     "sigmoid saturated": ("dead-units", dict.fromkeys((PREDICTOR, IMAGE_PREDICTOR), _model(_saturated))),
+    "ten layers of sigmoids": ("gradient-spread", dict.fromkeys((FIELD, FLOW), _deep(10, torch.sigmoid, 1.0))),
+    "40 layers, weights x 5": ("gradient-spread", dict.fromkeys((FIELD, FLOW), _deep(40, torch.tanh, 5.0))),
+    "time normalised away": ("gradient-spread", dict.fromkeys(sorted(UNETS), _groups_of_one_channel)),
     "ReLUs dead": ("dead-units", dict.fromkeys((IMAGE_PREDICTOR, CLASSIFIER), _model(_dead))),
     "loss summed": ("summed", dict.fromkeys((LINE, FIELD, CLASSIFIER), _loss(_summed))),
     "NaN above t = 0.95": ("not-finite", dict.fromkeys((FLOW, PREDICTOR, IMAGE_PREDICTOR), _loss(_late_times_are_nan))),

@@ -14,7 +14,7 @@ import torch
 import toy_method
 from torch import nn
 
-from benchmarks.diagnose import BUGS, SOUND, UNETS, altered, cases, kinds, page_table, phases_of, rates
+from benchmarks.diagnose import BUGS, FIELD, SOUND, UNETS, Deep, altered, cases, kinds, page_table, phases_of, rates
 from repro import cli
 from repro.checkpoint import save
 from repro.diagnose.bench import Bench, constants
@@ -89,6 +89,31 @@ def test_a_sound_phase_is_silent(experiment, phase):
 @pytest.mark.parametrize("phase", [Plain(), Classes()])
 def test_sound_networks_with_a_hidden_layer_are_silent(phase):
     assert diagnosed(phase)[1] == []
+
+
+@pytest.mark.parametrize("bug", ["ten layers of sigmoids", "40 layers, weights x 5"])
+def test_a_gradient_that_is_lost_on_its_way_is_named_first(bug):
+    assert kinds(*FIELD, bug, seed=0, steps=50)[:1] == ["gradient-spread"]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(lambda: Deep(20, torch.tanh, 5 / 3), id="a gain that keeps the size"),
+        pytest.param(lambda: Deep(40, torch.sigmoid, 1.0, residual=True), id="skips"),
+        pytest.param(lambda: opened_late(Deep(4, torch.tanh, 1.0)), id="a last layer that begins at zero"),
+    ],
+)
+def test_a_deep_network_through_which_the_gradient_passes_is_not_flagged(network):
+    def loss(sound, model, batch):
+        return (model(batch["x"], batch["t"]) - batch["y"]).square().mean()
+
+    assert "gradient-spread" not in diagnosed(altered(Plain(), make_model=lambda sound: network(), loss=loss))[1]
+
+
+def opened_late(network: Deep) -> Deep:
+    nn.init.zeros_(network.last.weight)
+    return network
 
 
 def test_a_classifier_that_starts_far_from_chance_is_reported():
@@ -254,7 +279,7 @@ def test_three_affine_layers_are_a_finding_and_two_a_note():
 HEALTHY = Measured(
     phase="plain", seed=0, batch_rows=64, initial=1.2, zero=1.0, constant=1.0,
     fit=Fit(4, 60, 1.0, {1.0: 0.01}), learning=Learning(60, 0.3, 1.0, None),
-    parameters=Parameters({"w": 1.0}, (), (), (), (), {"w": -2.5}),
+    parameters=Parameters({"w": 1.0, "z": 1.0}, (), (), (), (), {"w": 1.0, "z": 1e-3}, {"w": -2.5}),
 )  # fmt: skip
 
 
@@ -270,6 +295,7 @@ HEALTHY = Measured(
         ("not-fitted", {"fit": Fit(4, 60, 1.0, {0.01: 1.0, 0.1: 1.0, 1.0: 0.9, 10.0: 1.0, 100.0: 1.0})}),
         ("update-size", {"parameters": replace(HEALTHY.parameters, updates={"w": 0.4})}),
         ("update-size", {"parameters": replace(HEALTHY.parameters, updates={"w": -7.0})}),
+        ("gradient-spread", {"parameters": replace(HEALTHY.parameters, pulls={"w": 1.0, "z": 1e-5})}),
         ("still", {"parameters": replace(HEALTHY.parameters, still=("w",))}),
     ],
 )
@@ -470,6 +496,7 @@ def test_every_test_that_is_printed_can_be_run(project):
         replace(HEALTHY, learning=Learning(60, 1.6, 1.0, None)),
         replace(HEALTHY, learning=Learning(60, 0.9, 0.95, None, faster=0.3)),
         replace(HEALTHY, parameters=replace(HEALTHY.parameters, still=("w",), none=("w",), updates={"w": 1.0})),
+        replace(HEALTHY, parameters=replace(HEALTHY.parameters, pulls={"w": 1.0, "z": 1e-5})),
         replace(HEALTHY, initial=math.nan, bad_rows={"t": (0.9, 1.0)}, bad_count=(1, 9)),
         replace(HEALTHY, raised="RuntimeError: x"),
         replace(HEALTHY, ignored=("t",), affine_layers=3, initial=20.0),
@@ -481,7 +508,7 @@ def test_every_test_that_is_printed_can_be_run(project):
     ]
     place = Place("toy", "line", 0, 60, ("pool_size=32",), " --device cpu")
     found = [finding for one in changed for finding in findings(one, place)]
-    assert {"summed", "broadcast", "dead-units", "constant-column", "input-scale", "one-time"} <= {
+    assert {"summed", "broadcast", "dead-units", "constant-column", "input-scale", "one-time", "gradient-spread"} <= {
         f.kind for f in found
     }
     parser = argparse.ArgumentParser(allow_abbrev=False)

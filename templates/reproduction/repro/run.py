@@ -103,20 +103,27 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
         results: dict[str, PhaseResult] = {}
         for number, phase in enumerate(phases, start=1):
             try:
-                results[phase.name] = run_phase(
-                    phase,
-                    folder=_phase_folder(folder, number, phase),
-                    identity=_identity(plan, seed),
-                    seed=seed,
-                    runtime=runtime,
-                    pace=plan.config.pace,
-                    earlier={name: result.model for name, result in results.items()},
-                )
+                _train(plan, seed, folder, runtime, number, phase, results)
             except Damaged as error:
                 raise BadInput(f"{error}; start phase {number} over with --resume-phase {number}") from None
         if world.first:
             _evaluate(plan, seed, folder, runtime, results, info)
     return folder
+
+
+def _train(
+    plan: Plan, seed: int, folder: Path, runtime: Runtime, number: int, phase: Phase, results: dict[str, PhaseResult]
+) -> None:
+    """Adds a phase's result to those before it: trained, or read where it is finished."""
+    results[phase.name] = run_phase(
+        phase,
+        folder=_phase_folder(folder, number, phase),
+        identity=_identity(plan, seed),
+        seed=seed,
+        runtime=runtime,
+        pace=plan.config.pace,
+        earlier={name: result.model for name, result in results.items()},
+    )
 
 
 def _evaluate(
@@ -181,16 +188,13 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
     Raises BadInput when a phase is not finished, or its network is damaged or of another configuration.
     """
     phases = plan.project.method.phases(plan.config, runtime)
-    own = {phase.name: _phase_folder(folder, number, phase) for number, phase in enumerate(phases, start=1)}
-    for name, place in own.items():
-        if not (place / "model.safetensors").exists():
-            raise BadInput(f"{place}: found no model.safetensors, expected phase {name} to be finished")
+    for number, phase in enumerate(phases, start=1):
+        own = _phase_folder(folder, number, phase)
+        if not (own / "model.safetensors").exists():
+            raise BadInput(f"{own}: found no model.safetensors, expected phase {phase.name} to be finished")
     results: dict[str, PhaseResult] = {}
-    for phase in phases:
-        results[phase.name] = run_phase(
-            phase, folder=own[phase.name], identity=_identity(plan, seed), seed=seed, runtime=runtime, pace=plan.config.pace,
-            earlier={name: result.model for name, result in results.items()},
-        )  # fmt: skip
+    for number, phase in enumerate(phases, start=1):
+        _train(plan, seed, folder, runtime, number, phase, results)
     return results
 
 

@@ -301,6 +301,10 @@ def _rows(one: Diagnosis) -> Iterator[tuple[str, str]]:
             "gradients",
             f"norm {norms[0][1]:.2g} ({norms[0][0]}) to {norms[-1][1]:.2g} ({norms[-1][0]}) at the first step",
         )
+    if m.parameters is not None and len(m.parameters.pulls) > 1:
+        pulls = sorted(m.parameters.pulls.items(), key=lambda item: item[1])
+        (low, least), (high, most) = pulls[0], pulls[-1]
+        yield "gradient x weight", f"from {least:.2g} ({low}) to {most:.2g} ({high}), each the largest of ten steps"
     if m.flat:
         units, dead, later = (
             sum(f.units for f in m.flat),

@@ -30,6 +30,7 @@ def findings(m: Measured, place: Place) -> list[Finding]:
         *data.scale(m, place),
         *training.parameters(m, place),
         *training.dead(m, place),
+        *training.spread(m, place),
         *training.inputs(m, place),
         *training.affine(m, place),
         *training.rate(m, place),

@@ -61,6 +61,10 @@ class Parameters:
     """Trainable, and not given to the optimiser."""
     still: tuple[str, ...] = ()
     """Given to the optimiser, trainable, and to the last bit where they began."""
+    pulls: Mapping[str, float] = field(default_factory=dict)
+    """Norm of the gradient times norm of the weights, for each matrix that got one: what the loss would change, to first order, if the weights
+    changed by their own size. The largest of the first ten steps: behind a layer of zeros it is 0 at the first, and much later training may have
+    mended what was wrong."""
     updates: Mapping[str, float] = field(default_factory=dict)
     """log10 of root mean square of a step over that of the weights, the median of the later half of the steps; for each matrix."""
 

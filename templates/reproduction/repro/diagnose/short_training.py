@@ -18,6 +18,8 @@ from repro.randomness import generator
 FACTORS = (0.01, 0.1, 10.0, 100.0)
 """Of the learning rate, tried where a few rows are not fitted at the configured one."""
 FIT_ROWS = 4
+EARLY_STEPS = 10
+"""Over which gradients of different layers are compared."""
 
 
 def faster(bench: Bench, held: Sequence[Batch], steps: int) -> float:
@@ -88,8 +90,8 @@ def train_in_place(
                 loss = bench.loss(model, batch, "step", step)
         if not math.isfinite(float(loss.detach())):
             return step
-        if watch is not None and step >= steps // 2:
-            watch.before_step()
+        if watch is not None:
+            watch.before_step(early=step < EARLY_STEPS, late=step >= steps // 2)
         stepper.step(loss, step)
         if watch is not None:
             watch.after_step(optimiser, first=step == 0)
@@ -120,14 +122,22 @@ class _Watch:
         self._ratios: dict[str, list[float]] = {}
         self._given: set[int] = set()
         self._gradients: dict[str, float] = {}
+        self._pulls: dict[str, float] = {}
+        self._sizes: dict[str, float] = {}
 
-    def before_step(self) -> None:
-        self._last = {name: p.detach().clone() for name, p in self._named.items() if p.ndim > 1}
+    def before_step(self, early: bool, late: bool) -> None:
+        matrices = {name: p.detach() for name, p in self._named.items() if p.ndim > 1}
+        self._sizes = {name: float(p.norm()) for name, p in matrices.items()} if early else {}
+        self._last = {name: p.clone() for name, p in matrices.items()} if late else {}
 
     def after_step(self, optimiser: torch.optim.Optimizer, first: bool) -> None:
         if first:
             self._given = {id(p) for group in optimiser.param_groups for p in group["params"]}
             self._gradients = {n: float(p.grad.norm()) for n, p in self._named.items() if p.grad is not None}
+        for name, size in self._sizes.items():
+            gradient = self._named[name].grad
+            if gradient is not None:
+                self._pulls[name] = max(self._pulls.get(name, 0.0), size * float(gradient.norm()))
         for name, before in self._last.items():
             size, change = (
                 float(before.square().mean().sqrt()),
@@ -135,7 +145,6 @@ class _Watch:
             )
             if size > 0 and change > 0:
                 self._ratios.setdefault(name, []).append(math.log10(change / size))
-        self._last = {}
 
     def parameters(self) -> Parameters:
         def those(condition: Callable[[str, nn.Parameter], bool]) -> tuple[str, ...]:
@@ -148,5 +157,6 @@ class _Watch:
             frozen=those(lambda name, p: not p.requires_grad and id(p) in given),
             outside=those(lambda name, p: p.requires_grad and id(p) not in given),
             still=those(lambda n, p: p.requires_grad and id(p) in given and torch.equal(p, self._began[n])),
+            pulls=self._pulls,
             updates={name: median(ratios) for name, ratios in self._ratios.items()},
         )

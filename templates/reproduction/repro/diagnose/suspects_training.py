@@ -15,6 +15,7 @@ from repro.diagnose.suspects_data import bad_gradients
 INITIAL_OVER_CONSTANT = 10.0
 INITIAL_OFF_THEORY = 1.5
 DEAD_SHARE = 0.5
+LOST_DECADES = 4.0
 LEARNED_SHARE = 0.05
 REACHED_CONSTANT = 1.25
 FASTER_SHARE = 0.9
@@ -76,6 +77,30 @@ def dead(m: Measured, place: Place) -> Iterator[Finding]:
 
 def _mostly_dead(flat: Flatness) -> bool:
     return flat.dead == flat.units or (flat.units >= 8 and flat.dead >= DEAD_SHARE * flat.units)
+
+
+def spread(m: Measured, place: Place) -> Iterator[Finding]:
+    pulls = {name: pull for name, pull in (m.parameters.pulls if m.parameters else {}).items() if 0 < pull < math.inf}
+    if not pulls:
+        return
+    most = max(pulls, key=pulls.get)
+    lost = sorted((name for name in pulls if pulls[name] * 10**LOST_DECADES < pulls[most]), key=pulls.get)
+    if not lost:
+        return
+    least = lost[0]
+    yield Finding(
+        "gradient-spread",
+        "the gradient vanishes or explodes on its way through the network",
+        f"gradient x weight is {pulls[least]:.1g} at {least} and {pulls[most]:.1g} at {most}, a factor of {pulls[most] / pulls[least]:.0e}; "
+        f"{len(lost)} of {len(pulls)} matrices are 10^{LOST_DECADES:g} times or more below the largest",
+        Hypothesis("saturating activations or an initialisation that shrinks or grows from layer to layer, with no normalisation or skip", "it changes steadily with depth; gone with fewer layers", "measured"),
+        Hypothesis("a later operation cancels what these layers add, such as a normalisation of single channels", "the output does not change with their weights", "measured"),
+        Hypothesis("a gate that starts near 0 by design", "it opens with more steps; the paper says so", "folklore"),
+        place.code(
+            "optimiser = phase.make_optimiser(model)\nfor _ in range(10): optimiser.zero_grad(); phase.loss(model, batch).backward(); optimiser.step()\n"
+            "for n, p in model.named_parameters():\n    if p.ndim > 1: print(n, (p.grad.norm() * p.norm()).item())"
+        ),
+    )  # fmt: skip
 
 
 def inputs(m: Measured, place: Place) -> Iterator[Finding]:

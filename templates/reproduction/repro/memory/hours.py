@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from repro import arguments
 from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.memory.devices import Device, find
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--session-hours",
-        type=_hours,
+        type=arguments.hours,
         metavar="H",
         help="how long one session lasts (default: the spec's budget, or not said)",
     )
@@ -364,13 +365,3 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         middle = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=False)]
         lines.append("  ".join([first.ljust(widths[0]), *middle, *row[-1:][: len(row) - 1]]).rstrip())
     return "\n".join(lines)
-
-
-def _hours(text: str) -> float:
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = 0.0
-    if not 0 < hours < float("inf"):
-        raise argparse.ArgumentTypeError(f"found '{text}', expected a number of hours above 0")
-    return hours

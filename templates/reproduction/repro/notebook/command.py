@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_overrides(parser)
     parser.add_argument(
         "--session-hours",
-        type=_hours,
+        type=arguments.hours,
         metavar="H",
         help="hours of a session (default: what was reported of the platform)",
     )
@@ -213,22 +213,8 @@ def _write(path: Path, text: str) -> None:
         raise BadInput(f"--out: found {path}, expected a file that can be written ({error.strerror})") from None
 
 
-def _hours(text: str) -> float:
-    return _positive(text, "a number of hours above 0")
-
-
 def _seconds_per_step(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"found '{text}', expected PHASE=SECONDS")
-    return name, _positive(value, "seconds above 0")
-
-
-def _positive(text: str, expected: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"found '{text}', expected {expected}")
-    return value
+    return name, arguments.above_zero(value, "seconds above 0")
