@@ -79,6 +79,8 @@ def load(name: str, split: Split, data_root: Path, *, stand_in: bool = False) ->
         return stand_in_set(name, split)
     require(name, data_root)
     source = SOURCES[name]
+    if source.needs:
+        import_torchvision()  # here, because what fails in it is no fault of the files
     try:
         stored = source.read(data_root, split)
     except (RuntimeError, OSError, ValueError, LookupError, AssertionError) as error:  # torchvision asserts sizes

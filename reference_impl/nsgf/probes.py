@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nsgf import geomloss_velocity, images, inception, sinkhorn
 from nsgf.config import ImageConfig, PointConfig
 from nsgf.laws import ImageLaws
-from nsgf.metrics import sinkhorn_divergence, w2_squared
+from nsgf.metrics import sinkhorn_divergence, transport_distances, w2_squared
 from nsgf.phases import make_phases, make_velocity, optimal_assignment
 from nsgf.torchvision_cpu import import_torchvision
 from nsgf.unet import UNet
@@ -29,6 +29,9 @@ from repro.runtime import Runtime
 
 SHIFT = 3.0
 """Length of the translations."""
+NARROW = 0.01
+"""Width of a cloud whose points share their targets at any blur of the paper. Points of width 1 in many dimensions do not: there a self
+term that is wrong, or missing, changes nothing."""
 FEATURES = 256
 """Width of the features whose FID is known. The square root of the matrix of all 2,048 takes three seconds, for the same formula."""
 
@@ -95,12 +98,16 @@ def _assignment(shape: tuple[int, ...]) -> Probe:
 
 
 def check_velocity(velocity, shape: tuple[int, int], image: tuple[int, ...] | None, device: torch.device) -> None:
-    """A translated cloud: the velocity of every particle is the translation. Images that are not flattened are refused."""
+    """Translated clouds: the velocity of every particle is the translation. Images that are not flattened are refused."""
     x, shift = _translation(shape, device)
-    v = velocity(x, x + shift)
-    assert v.shape == x.shape and v.dtype == x.dtype, f"found {tuple(v.shape)} {v.dtype}, expected {shape} {x.dtype}"
-    off = float((v - shift).abs().max())
-    assert off < 1e-3 * SHIFT, f"found a velocity {off:.2g} off the translation, expected less than {1e-3 * SHIFT:.0e}"
+    # Points of width 1 share some targets where blur allows it; then it shows that the loop is truncated: 1 % at the paper's settings.
+    for cloud, tolerance in ((x, 0.03 * SHIFT), (NARROW * x, 1e-3 * SHIFT)):
+        v = velocity(cloud, cloud + shift)
+        assert v.shape == x.shape and v.dtype == x.dtype, (
+            f"found {tuple(v.shape)} {v.dtype}, expected {shape} {x.dtype}"
+        )
+        off = float((v - shift).abs().max())
+        assert off < tolerance, f"found a velocity {off:.2g} off the translation, expected less than {tolerance:.2g}"
     if image is not None:
         for wrong in (x.unflatten(1, image), x.unflatten(1, (image[0] * image[1], image[2]))):
             try:
@@ -119,12 +126,15 @@ def check_agreement(velocity, reference, shape: tuple[int, int], device: torch.d
 
 
 def check_emd2(shape: tuple[int, int]) -> None:
-    """A translated cloud, and two Diracs 5 apart: the squared distance, without a half."""
+    """A translated cloud, and two Diracs 5 apart: the squared distance, without a half; and each reading under its name."""
     x, shift = _translation(shape, torch.device("cpu"))
     found = w2_squared(x, x + shift)
     assert abs(found - SHIFT**2) < 1e-4, f"found {found}, expected {SHIFT**2}, the squared length of the translation"
     found = w2_squared(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
     assert found == 25.0, f"found {found} between two points 5 apart, expected 25"
+    named = transport_distances(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
+    expected = {"w2": 5.0, "w2_squared": 25.0, "half_w2_squared": 12.5}
+    assert named == expected, f"found {named} between two points 5 apart, expected {expected}"
 
 
 def check_divergence(shape: tuple[int, int], settings: dict[str, float]) -> None:

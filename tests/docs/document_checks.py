@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,12 +10,14 @@ import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
 
 import markdown
 import yaml
+from catalogue import Entry, entries, sections
 
 TOP_PAGES = {
     "README.md",
@@ -199,57 +202,99 @@ def missing_paths(text: str, exists: Callable[[str], bool]) -> list[str]:
     return problems
 
 
-def sections(text: str, letter: str) -> list[tuple[str, str, str]]:
-    """(number, title, body) of every heading with an id such as {#m01}."""
-    found = re.findall(rf"^### ({letter}\d\d) (.+?) \{{#(\w+)\}}\n(.*?)(?=^###? |\Z)", text, re.MULTILINE | re.DOTALL)
-    return [
-        (number if number == identifier else f"{number} with id {identifier}", title, body)
-        for number, title, identifier, body in found
-    ]
-
-
-def catalogue_problems(text: str, test_files: Collection[str]) -> list[str]:
-    """`test_files` are the files in tests/mistakes, by their path in the repository."""
+def catalogue_problems(text: str, tests: Mapping[str, str], skill: str, pages: Collection[str]) -> list[str]:
+    """`tests` are the files of tests/mistakes with their text, `skill` is SKILL.md, `pages` are the paths of the pages of refs/."""
     problems = []
-    entries, principles = sections(text, "m"), {number: body for number, _, body in sections(text, "p")}
-    numbers = [number for number, _, _ in entries]
-    if numbers != [f"m{n:02}" for n in range(1, len(entries) + 1)] or len(
-        re.findall(r"^### m\d", text, re.MULTILINE)
-    ) != len(entries):
+    found, principles = entries(text), {number: body for number, _, body in sections(text, "p")}
+    numbers = [entry.number for entry in found]
+    headings = len(re.findall(r"^### m\d", text, re.MULTILINE))
+    if numbers != [f"m{n:02}" for n in range(1, len(found) + 1)] or headings != len(found):
         problems.append(
             f"entries: found {', '.join(numbers)}, expected m01, m02, ... each with its id, none left out or used twice"
         )
-    tested = set()
-    for number, _, body in entries:
-        fields = dict(re.findall(r"^- \*\*([^*]+)\*\*: *(.*)$", body, re.MULTILINE))
-        problems += [f"{number}: no field '{field}'" for field in FIELDS if not fields.get(field)]
-        if any(not fields.get(field) for field in FIELDS):
-            continue
-        if not fields["Severity"].startswith(("critical", "moderate", "low")):
-            problems.append(f"{number}: severity is neither critical, moderate nor low")
-        if "`" not in fields["Symptom"] and not fields["Symptom"].startswith("No error"):
-            problems.append(f"{number}: the symptom quotes no message and does not say 'No error'")
-        if "](SKILL.md#" not in fields["Rule"]:
-            problems.append(f"{number}: the rule links to no section of SKILL.md")
-        named = re.findall(r"\]\(#(p\d\d)\)", fields["Principle"])
-        if not named or not principles.keys() >= set(named):
-            problems.append(f"{number}: the principle links to none that exists")
-        if not any(label.lower() in fields["Evidence"].lower() for label in LABELS):
-            problems.append(f"{number}: the evidence has no label")
-        files = re.findall(r"`(tests/mistakes/[^`]+)`", fields["Test"])
-        tested |= set(files)
-        if not files or any(
-            file not in test_files or not file.startswith(f"tests/mistakes/test_{number}_") for file in files
-        ):
-            problems.append(f"{number}: no test file of that name: {', '.join(files) or 'none named'}")
-    problems += [f"{file}: no entry in LEARNING.md" for file in sorted(set(test_files) - tested)]
-    for number, body in principles.items():
-        named = re.findall(r"\]\(#(m\d\d)\)", body)
-        if not named or not set(named) <= set(numbers):
-            problems.append(f"{number}: traces to no entry")
+    for entry in found:
+        problems += [f"{entry.number}: {problem}" for problem in entry_problems(entry, tests, principles, skill, pages)]
+    tested = {file for entry in found for file in _files(entry)}
+    problems += [f"{file}: no entry in LEARNING.md" for file in sorted(set(tests) - tested)]
+    for name in _repeated(entry.title for entry in found):
+        problems.append(f"two entries have the title '{name}'")
+    named = {principle for entry in found for principle in entry.principles}
+    problems += [f"{number}: no entry names it" for number in principles if number not in named]
+    rules = {entry.rule[1].partition("#")[2] for entry in found}
+    numbered = {anchor for anchor in anchors(skill) if re.match(r"[1-9]-", anchor)}
+    problems += [f"SKILL.md#{anchor}: a rule that no entry leads to" for anchor in sorted(numbered - rules)]
     if [text.count(f"<!-- {mark}measured:sinkhorn -->") for mark in ("", "/")] != [1, 1]:
         problems.append("the place of the measured Sinkhorn table is not marked exactly once")
     return problems
+
+
+def entry_problems(
+    entry: Entry, tests: Mapping[str, str], principles: Collection[str], skill: str, pages: Collection[str]
+) -> list[str]:
+    """What is wrong with one entry."""
+    fields = entry.fields
+    empty = [f"no field '{field}'" for field in FIELDS if not fields.get(field)]
+    if empty:
+        return empty
+    problems = [f"field '{field}' is not one of the form" for field in fields if field not in FIELDS]
+    if list(fields) != [field for field in FIELDS if field in fields] and not problems:
+        problems.append(f"fields in another order than {', '.join(FIELDS)}")
+    if entry.severity not in ("critical", "moderate", "low"):
+        problems.append("severity is neither critical, moderate nor low")
+    if "`" not in fields["Symptom"] and not fields["Symptom"].startswith("No error"):
+        problems.append("the symptom quotes no message and does not say 'No error'")
+    if entry.rule[1].partition("#")[2] not in anchors(skill):
+        problems.append("the rule links to no section of SKILL.md")
+    if not entry.pages or not set(entry.pages) <= set(pages):
+        problems.append("the rule names no page of refs/ that exists")
+    if not entry.principles or not set(entry.principles) <= set(principles):
+        problems.append("the principle links to none that exists")
+    if not any(label.lower() in fields["Evidence"].lower() for label in LABELS):
+        problems.append("the evidence has no label")
+    files = _files(entry)
+    if not files or any(
+        file not in tests or not file.startswith(f"tests/mistakes/test_{entry.number}_") for file in files
+    ):
+        return [*problems, f"no test file of that name: {', '.join(files) or 'none named'}"]
+    reasons = re.findall(r"red with `([^`]+)`", fields["Test"])
+    code = "\n".join(tests[file] for file in files)
+    if not reasons or any(reason not in code for reason in reasons):
+        problems.append(f"the reason for red does not stand in the test: {', '.join(reasons) or 'none named'}")
+    problems += [f"{file}: {problem}" for file in files for problem in proof_problems(tests[file], entry.number)]
+    return problems
+
+
+def proof_problems(code: str, number: str) -> list[str]:
+    """What is wrong with the form of a test file of tests/mistakes. That it proves something is seen when it runs."""
+    tree = ast.parse(code)
+    problems = []
+    if not (ast.get_docstring(tree) or "").startswith(f"{number}: "):
+        problems.append(f"its docstring does not begin with '{number}: '")
+    names = {
+        node.targets[0].id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    if "PROOFS" not in names:
+        problems.append("no PROOFS")
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "test_proof" for node in tree.body):
+        problems.append("no test_proof")
+    slept = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("sleep", "perf_counter", "monotonic")
+    ]
+    if slept:
+        problems.append(f"line {slept[0].lineno} asks the clock")
+    return problems
+
+
+def _files(entry: Entry) -> list[str]:
+    return re.findall(r"`(tests/mistakes/[^`]+)`", entry.fields.get("Test", ""))
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def skill_problems(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import catalogue
 import pytest
 from document_checks import (
     FIELDS,
@@ -130,52 +131,124 @@ def test_missing_paths():
 
 ENTRY = {
     "Severity": "critical", "What": "It broke.", "Symptom": "`Error: x`", "Impact": "A day.", "Root cause": "Haste.", "Prevention": "A test.",
-    "Fix": "Done.", "Rule": "[Test](SKILL.md#test)", "Principle": "[p01](#p01)", "Evidence": "Field notes.", "Test": "`tests/mistakes/test_m01_x.py`",
+    "Fix": "Done.", "Rule": "[Test](SKILL.md#1-test), [page](refs/page.md)", "Principle": "[p01](#p01)", "Evidence": "Field notes.",
+    "Test": "`tests/mistakes/test_m01_x.py`, red with `it moved away`",
 }  # fmt: skip
 MARKS = "<!-- measured:sinkhorn -->\n<!-- /measured:sinkhorn -->\n"
+FILE = "tests/mistakes/test_m01_x.py"
+PROOF = '"""m01: it broke."""\nPROOFS = [Proof(check, {plant: "it moved away"}, [innocent])]\ndef test_proof(case):\n    case()\n'
+SKILL_OF_ONE_RULE = "# Skill\n\n## 1. Test\n"
 
 
-def catalogue(
-    marks: str = MARKS, heading: str = "m01 It broke {#m01}", traces: str = "[m01](#m01)", **changes: str
+def learning(
+    marks: str = MARKS,
+    heading: str = "m01 It broke {#m01}",
+    principles: str = "### p01 Test {#p01}\n\nTest.\n",
+    **changes: str,
 ) -> str:
     fields = {**ENTRY, **{name.replace("_", " "): value for name, value in changes.items()}}
     lines = "\n".join(f"- **{name}**: {value}" for name, value in fields.items())
-    return f"## Mistakes\n\n### {heading}\n\n{lines}\n\n## Principles\n\n### p01 Test {{#p01}}\n\nFrom {traces}.\n\n{marks}"
+    return f"## Mistakes\n\n### {heading}\n\n{lines}\n\n## Principles\n\n{principles}\n## Memory\n\n{marks}"
+
+
+def problems_of(text: str, proof: str = PROOF, skill: str = SKILL_OF_ONE_RULE, **more: str) -> list[str]:
+    return catalogue_problems(text, {FILE: proof, **more}, skill, ["refs/page.md"])
 
 
 def test_a_complete_catalogue_passes():
-    assert catalogue_problems(catalogue(), ["tests/mistakes/test_m01_x.py"]) == []
+    assert problems_of(learning()) == []
 
 
 @pytest.mark.parametrize(
     "changes, problem",
     [
         *(({field.replace(" ", "_"): ""}, f"m01: no field '{field}'") for field in FIELDS),
+        ({"Remedy": "Care."}, "m01: field 'Remedy' is not one of the form"),
         ({"Severity": "bad"}, "m01: severity is neither"),
         ({"Symptom": "It stops."}, "m01: the symptom quotes no message"),
         ({"Rule": "Be careful."}, "m01: the rule links to no section"),
+        ({"Rule": "[Test](SKILL.md#9-test), [page](refs/page.md)"}, "m01: the rule links to no section"),
+        ({"Rule": "[Test](SKILL.md#1-test)"}, "m01: the rule names no page"),
+        ({"Rule": "[Test](SKILL.md#1-test), [page](refs/other.md)"}, "m01: the rule names no page"),
         ({"Principle": "[p09](#p09)"}, "m01: the principle links to none"),
         ({"Evidence": "Everybody knows."}, "m01: the evidence has no label"),
-        ({"Test": "`tests/mistakes/test_m01_y.py`"}, "m01: no test file of that name"),
+        ({"Test": "`tests/mistakes/test_m01_y.py`, red with `it moved away`"}, "m01: no test file of that name"),
         ({"Test": "by hand"}, "m01: no test file of that name"),
+        ({"Test": f"`{FILE}`"}, "m01: the reason for red does not stand in the test: none named"),
+        (
+            {"Test": f"`{FILE}`, red with `it stood still`"},
+            "m01: the reason for red does not stand in the test: it stood",
+        ),
         ({"heading": "m02 It broke {#m02}"}, "entries: found m02"),
         ({"heading": "m01 It broke {#m1}"}, "entries: found m01 with id m1"),
         ({"heading": "m01 It broke"}, "entries: found"),
-        ({"traces": "experience"}, "p01: traces to no entry"),
-        ({"traces": "[m07](#m07)"}, "p01: traces to no entry"),
+        ({"principles": "### p01 Test {#p01}\n\nTest.\n\n### p02 Haste {#p02}\n\nHaste.\n"}, "p02: no entry names it"),
         ({"marks": ""}, "the place of the measured"),
         ({"marks": MARKS + MARKS}, "the place of the measured"),
     ],
 )
 def test_catalogue_problems(changes, problem):
-    assert any(
-        line.startswith(problem) for line in catalogue_problems(catalogue(**changes), ["tests/mistakes/test_m01_x.py"])
-    )
+    assert any(line.startswith(problem) for line in problems_of(learning(**changes)))
+
+
+def test_fields_in_another_order_are_reported():
+    first, second = (f"- **{name}**: {ENTRY[name]}\n" for name in ("Severity", "What"))
+    swapped = learning().replace(first + second, second + first)
+    assert [line.split(" than")[0] for line in problems_of(swapped)] == ["m01: fields in another order"]
+
+
+@pytest.mark.parametrize(
+    "proof, problem",
+    [
+        (PROOF.replace("m01: it", "It"), "its docstring does not begin with 'm01: '"),
+        (PROOF.replace("PROOFS", "EVIDENCE"), "no PROOFS"),
+        (PROOF.replace("test_proof", "test_it"), "no test_proof"),
+        (PROOF + "import time\ntime.sleep(1)\n", "line 6 asks the clock"),
+    ],
+)
+def test_a_proof_of_another_form_is_reported(proof, problem):
+    assert problems_of(learning(), proof) == [f"m01: {FILE}: {problem}"]
+
+
+def test_two_entries_of_one_title_are_reported():
+    again = learning().replace("## Principles", "### m02 It broke {#m02}\n\n## Principles")
+    assert "two entries have the title 'It broke'" in problems_of(again)
 
 
 def test_a_test_without_an_entry_is_reported():
-    files = ["tests/mistakes/test_m01_x.py", "tests/mistakes/test_m02_x.py"]
-    assert catalogue_problems(catalogue(), files) == ["tests/mistakes/test_m02_x.py: no entry in LEARNING.md"]
+    other = "tests/mistakes/test_m02_x.py"
+    assert problems_of(learning(), **{other: PROOF}) == [f"{other}: no entry in LEARNING.md"]
+
+
+def test_a_rule_without_an_entry_is_reported():
+    assert problems_of(learning(), skill=SKILL_OF_ONE_RULE + "\n## 2. Care\n") == [
+        "SKILL.md#2-care: a rule that no entry leads to"
+    ]
+
+
+# --- what is made from the entries ---------------------------------------------------------------------------------
+
+
+def test_the_index_is_in_the_order_of_the_rules():
+    second = "### m02 It hung {#m02}\n\n- **Severity**: low, mostly\n- **Rule**: [Read](SKILL.md#0-read)\n\n"
+    text = learning().replace("## Principles", second + "## Principles")
+    assert catalogue.index(text).splitlines()[2:] == [
+        "| [Read](SKILL.md#0-read) | [m02](#m02) It hung | low |",
+        "| [Test](SKILL.md#1-test) | [m01](#m01) It broke | critical |",
+    ]
+
+
+def test_a_principle_gets_the_mistakes_that_name_it():
+    made = catalogue.learning_page("<!-- index -->\n<!-- /index -->\n" + learning())
+    assert "Test.\n\nMistakes: [m01](#m01).\n" in made and catalogue.learning_page(made) == made
+
+
+def test_a_page_gets_the_mistakes_that_lead_to_it_and_loses_others():
+    page = "# Page\n\nText.\n"
+    made = catalogue.reference_page("refs/page.md", page, learning())
+    assert made.endswith("- [m01](../LEARNING.md#m01) It broke\n\n<!-- /mistakes -->\n")
+    assert catalogue.reference_page("refs/page.md", made, learning()) == made
+    assert catalogue.reference_page("refs/other.md", made, learning()).rstrip() == page.rstrip()
 
 
 SKILL = '---\nname: paper-reproduction\ndescription: Implement a paper from scratch.\nlicense: MIT\nmetadata:\n  version: "1"\n---\nBody.\n'

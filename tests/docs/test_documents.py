@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 
+import catalogue
 import pytest
 from document_checks import (
     TOP_PAGES,
     block,
     broken_links,
     catalogue_problems,
+    entry_problems,
     failing_python,
+    fences,
     make_targets,
     missing_paths,
     navigation_problems,
@@ -80,8 +84,8 @@ def refusal(words: list[str]) -> str | None:
     return None
 
 
-def mistake_tests() -> set[str]:
-    return {relative(path) for path in (ROOT / "tests/mistakes").glob("test_*.py")}
+def mistake_tests() -> dict[str, str]:
+    return {relative(path): path.read_text(encoding="utf-8") for path in (ROOT / "tests/mistakes").glob("test_*.py")}
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=relative)
@@ -121,7 +125,32 @@ def test_links_and_paths_resolve(page):
 
 
 def test_catalogue_is_complete():
-    assert catalogue_problems((ROOT / "LEARNING.md").read_text(encoding="utf-8"), mistake_tests()) == []
+    learning, skill = ((ROOT / name).read_text(encoding="utf-8") for name in ("LEARNING.md", "SKILL.md"))
+    assert catalogue_problems(learning, mistake_tests(), skill, [relative(page) for page in REFS]) == []
+
+
+def test_what_follows_from_the_entries_is_written_down():
+    stale = [relative(path) for path, text in catalogue.pages().items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], "run make catalogue"
+
+
+def test_the_template_of_an_entry_passes_the_lint():
+    page = (ROOT / "refs/contributing-a-lesson.md").read_text(encoding="utf-8")
+    ((_, entry),), ((_, proof),) = fences(page, "md"), fences(page, "py")
+    (found,) = catalogue.entries(entry)
+    skill = (ROOT / "SKILL.md").read_text(encoding="utf-8")
+    tests = {"tests/mistakes/test_m99_same_draws.py": proof}
+    assert entry_problems(found, tests, found.principles, skill, [relative(path) for path in REFS]) == []
+
+
+def test_the_template_of_a_proof_proves(tmp_path):
+    ((_, proof),) = fences((ROOT / "refs/contributing-a-lesson.md").read_text(encoding="utf-8"), "py")
+    (tmp_path / "test_m99_same_draws.py").write_text(proof)
+    for name in ("conftest.py", "proof.py"):
+        shutil.copyfile(ROOT / "tests/mistakes" / name, tmp_path / name)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
 
 
 def test_skill_is_valid():

@@ -267,6 +267,13 @@ def _():
         assert ot.emd2(np.array([1.5, -0.5, 0, 0, 0]), np.ones(6) / 6, cost) == 0.0
 
 
+@trap("pot-nan")
+def _():
+    points = np.array([[0.0, 0.0], [np.nan, 1.0], [5.0, 5.0]])
+    with pytest.warns(UserWarning, match="Problem infeasible"):
+        assert ot.emd2([], [], ot.dist(points, np.ones((3, 2)))) == 0.0
+
+
 @trap("pot-reg")
 def _():
     cost = 100 * ot.dist(normal(50, 2).numpy().astype(float), normal(50, 2, seed=1).numpy().astype(float))

@@ -1,9 +1,5 @@
 """The built site: everything that a page asks for is there, and it asks no other host."""
 
-import os
-import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -12,7 +8,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-DEMO_PAGE = "reference_impl/reports/demo/README.md"
 
 
 class Page(HTMLParser):
@@ -55,25 +50,6 @@ def problems(site: Path) -> list[str]:
             elif address.fragment and target in pages and unquote(address.fragment) not in pages[target].anchors:
                 found.append(f"{name}: {reference} has no such anchor")
     return found
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The site, built strictly from a copy of what git tracks, with the demo's page as `make site` leaves it."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, source / name)
-    (source / DEMO_PAGE).parent.mkdir(parents=True, exist_ok=True)
-    (source / DEMO_PAGE).write_text("# Your demo run\n\nNone yet.\n")
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
-    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True, text=True)
-    return out
 
 
 def test_nothing_on_the_site_leads_nowhere(site):

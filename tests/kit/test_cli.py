@@ -13,6 +13,7 @@ import yaml
 from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, write_yaml
 
+from repro import run_command
 from repro.cli import COMMANDS, main
 from repro.config import RunConfig, Section
 from repro.errors import BadInput
@@ -82,6 +83,7 @@ def test_a_run_leaves_a_record_of_where_it_came_from(project, capsys):
     assert found["versions"]["torch"] == torch.__version__ and found["machine"]["cores"] >= 1
     assert found["commit"] == "none"
     assert found["parameters"] == {"line": 25, "constant": 2}
+    assert found["planned_seeds"] == [0, 1]
     assert set(found["claims"]) == {"constant"} and set(found["metrics"]) == {"line.error", "constant.value"}
     assert [step for step, _ in found["curves"]["line"]] == [3, 6, 9, 12]
 
@@ -286,6 +288,13 @@ def test_resume_phase_needs_the_phases_before_it(project, capsys):
     assert "--resume-phase: found 3, expected one of: 1 line, 2 constant" in refused(
         project, capsys, "run", "toy", "--resume-phase", "3"
     )
+
+
+def test_a_seed_that_is_named_twice_is_one_run(project, monkeypatch):
+    started = []
+    monkeypatch.setattr(run_command, "execute_many", lambda plans, seeds, *rest: started.append(seeds) or [])
+    main(["run", "toy", "--seeds", "1", "0", "1", "--jobs", "2"])
+    assert started == [[1, 0]]
 
 
 def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, monkeypatch):

@@ -307,6 +307,11 @@ def test_one_measurement_out_of_its_range_is_one_finding(kind, changes):
 def test_a_short_fit_is_not_judged():
     short = replace(HEALTHY, fit=Fit(4, 20, 1.0, {0.01: 1.0, 0.1: 1.0, 1.0: 0.9, 10.0: 1.0, 100.0: 1.0}))
     assert findings(short, PLACE) == [] and any("--steps 50" in note for note in notes(short))
+    slower = replace(HEALTHY, fit=Fit(4, 2, 1.0, {0.01: 0.4, 0.1: 0.4, 1.0: 0.9}), learning=Learning(2, 1.6, 1.0, None))
+    assert findings(slower, PLACE) == []
+    assert [one.kind for one in findings(replace(slower, learning=Learning(2, math.nan, None, 1)), PLACE)] == [
+        "rate-too-large"
+    ]
 
 
 # --- the instruments -----------------------------------------------------------------------------------------------

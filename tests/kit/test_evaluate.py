@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 import toy_protocol
@@ -98,6 +100,29 @@ def test_the_old_record_is_kept_and_the_new_one_says_when_and_by_what(project):
     for facts in (before, after):
         facts["wall_s"].pop("evaluate")
     assert after == before  # what the training was stays as it was
+
+
+def test_the_record_names_the_version_of_what_only_the_evaluation_imports(project, tmp_path, monkeypatch):
+    """A metric's library is often imported where it is used, after the run began."""
+    info = tmp_path / "lazy_metric-1.2.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lazy-metric\nVersion: 1.2.3\n")
+    (info / "top_level.txt").write_text("lazy_metric\n")
+    (tmp_path / "lazy_metric.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    real = toy_protocol.METHOD.evaluate
+
+    def evaluate(*arguments):
+        __import__("lazy_metric")
+        return real(*arguments)
+
+    monkeypatch.setattr(toy_protocol, "METHOD", replace(toy_protocol.METHOD, evaluate=evaluate))
+    for command in (["run", "toy", "--seeds", "2"], ["evaluate", "toy", "--seeds", "0"]):
+        monkeypatch.delitem(sys.modules, "lazy_metric", raising=False)
+        assert main(command) == 0
+    versions = record(project, 2)["versions"], record(project)["evaluated_later"]["versions"]
+    assert [found["lazy-metric"] for found in versions] == ["1.2.3", "1.2.3"]
+    assert all("torch" in found and "python" in found for found in versions)
 
 
 def test_each_evaluation_is_kept(project):

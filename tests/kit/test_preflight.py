@@ -437,6 +437,43 @@ def test_dropout_left_on_is_named(toy, capsys):
     only_fails(capsys, "eval mode", None, "found Dropout in training mode")
 
 
+@pytest.mark.parametrize(
+    ("drops", "named"),
+    [
+        (lambda x: nn.functional.dropout(x, 0.1), "dropout()"),
+        (lambda x: nn.functional.alpha_dropout(x, 0.1, training=True), "alpha_dropout()"),
+        (lambda x: nn.functional.scaled_dot_product_attention(x, x, x, None, 0.1), "scaled_dot_product_attention()"),
+    ],
+)
+def test_dropout_that_no_mode_reaches_is_named(toy, capsys, drops, named):
+    real = toy_method.evaluate
+
+    def evaluate(config, models, seed, runtime):
+        drops(torch.ones(2, 3, 4))
+        return real(config, models, seed, runtime)
+
+    toy(evaluate=evaluate)
+    only_fails(capsys, "eval mode", None, f"found {named} in training mode")
+
+
+class Told(nn.Linear):
+    """Dropout by functions that are told the mode, and a layer that goes another way when it is watched."""
+
+    def __init__(self):
+        super().__init__(1, 1)
+        self.layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        x = nn.functional.dropout(super().forward(x), 0.5, self.training)
+        y = self.layer((x * torch.arange(32)).sin()[None])[0, :, :1]
+        return x + y + nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.5 * self.training)
+
+
+def test_dropout_that_is_told_the_mode_is_none(toy, monkeypatch, capsys):
+    monkeypatch.setattr(Constant, "make_model", lambda self: Told())
+    silent(capsys)
+
+
 def test_an_evaluation_that_changes_is_named(toy, capsys):
     calls = []
 

@@ -109,6 +109,26 @@ def test_other_seeds_do_not_stand_in_for_the_planned_ones():
     assert judge_all(claim, records)[0].reason == "no run of seed 1"
 
 
+def planned(seeds, *values):
+    """The verdict on runs of seeds 0, 1, ... that were made when the spec planned `seeds`; it plans 0 and 1 now."""
+    one = spec()
+    records = [record(one, seed, {"constant.value": v}) | {"planned_seeds": seeds} for seed, v in enumerate(values)]
+    (judgement,) = judge_all(one, records)
+    return judgement
+
+
+def test_seeds_that_were_chosen_among_those_planned_never_count():
+    judgement = planned([0, 1, 2, 3], 3.0, 3.0, 700.0, 900.0)
+    assert judgement.verdict == "inconclusive"
+    assert judgement.reason == "dropped from the planned seeds after the runs: 2, 3"
+
+
+def test_a_seed_that_was_planned_after_a_run_is_said_in_the_line_of_the_verdict():
+    judgement = planned([0], 3.0, 3.0)
+    assert judgement.verdict == "reproduced" and "; added to the planned seeds after a run: 1" in judgement.reason
+    assert "planned" not in planned([0, 1], 3.0, 3.0).reason
+
+
 def test_a_ratio_to_zero_is_no_value():
     claim = spec(metric="a", divided_by="b")
     assert (
@@ -179,6 +199,16 @@ def test_a_second_record_of_a_run_is_refused(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(record(spec(), 0, {})))
     with pytest.raises(BadInput, match="toy-seed-0.json: found a second record of toy, seed 0, expected one"):
         read_records(tmp_path)
+
+
+def test_a_copied_run_is_refused_before_it_is_kept(tmp_path):
+    for name in ("seed-0", "seed-0-copy"):
+        path = tmp_path / "runs" / "toy" / name / "record.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record(spec(), 0, {})))
+    with pytest.raises(BadInput, match="seed-0-copy/record.json: found a second record of toy, seed 0, expected one"):
+        collect(tmp_path / "runs", tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()
 
 
 # --- intervals and comparisons beside the verdicts -----------------------------------------------------------------

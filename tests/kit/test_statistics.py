@@ -83,6 +83,24 @@ def test_the_centre_of_a_ratio_is_the_geometric_mean():
     assert interval.centre == pytest.approx(0.5) and interval.scale == "log" and interval.low > 0
 
 
+def test_a_level_that_is_asked_for_is_the_one_that_is_used():
+    ratios = [0.5, 0.8, 1.6]
+    narrow, usual = ratio_interval(ratios, 0.5), ratio_interval(ratios)
+    assert (narrow.n, narrow.level, usual.level) == (3, 0.5, 0.95)
+    assert usual.low < narrow.low < narrow.high < usual.high
+    assert reach(3, 0.5) == pytest.approx(stats.t.ppf(0.75, 2) / math.sqrt(3))
+    assert seeds_for_signs(0.99) == 8 and seeds_for_signs(0.0) == 1
+
+
+def test_the_ends_belong_to_an_interval():
+    interval = mean_interval([1.0, 2.0, 4.0])
+    assert interval.low in interval and interval.high in interval
+    assert (
+        math.nextafter(interval.low, -math.inf) not in interval
+        and math.nextafter(interval.high, math.inf) not in interval
+    )
+
+
 @pytest.mark.parametrize("ratios", [[1.0, 0.0], [1.0, -2.0]])
 def test_a_ratio_without_a_logarithm_has_no_interval(ratios):
     assert ratio_interval(ratios) is None
@@ -94,6 +112,7 @@ def test_pairs_take_out_what_both_methods_share():
     a = [0.9 * value * factor for value, factor in zip(b, (0.999, 1.0, 1.001), strict=True)]
     paired = compare(a, b)
     assert paired.interval.high < 1 and paired.below == 3
+    assert paired.ratios == pytest.approx([0.9 * 0.999, 0.9, 0.9 * 1.001])
     unpaired = stats.ttest_ind(np.log(a), np.log(b))
     assert unpaired.confidence_interval().high > 0
     shuffled = compare(a, [9.0, 1.0, 3.0])
@@ -135,6 +154,7 @@ def test_the_range_of_the_spread_is_that_of_chi_squared(n):
 
 def test_signs_alone_need_six_seeds():
     assert sign_chance(3) == stats.binomtest(3, 3).pvalue == 0.25
+    assert sign_chance(0) == sign_chance(1) == 1.0
     assert seeds_for_signs() == 6
     assert stats.binomtest(5, 5).pvalue > 0.05 > stats.binomtest(6, 6).pvalue
 

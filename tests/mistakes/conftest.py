@@ -1,15 +1,7 @@
-"""What the proofs of this folder share. Each file proves one entry of LEARNING.md and has the same parts:
-
-check     what must hold of the real code; an AssertionError that says what was found if it does not
-plant     the smallest patch of the real code that puts the mistake back, with the reason for which the check must fail
-innocent  patches that change the code and are correct; the check must stay silent
-
-A plant or an innocent variant is a function of pytest's monkeypatch.
-"""
+"""What the proofs of this folder share; their form is that of proof.py."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,33 +15,20 @@ from repro.method import Project, find_project
 
 ROOT = Path(__file__).parents[2]
 
-Patch = Callable[[pytest.MonkeyPatch], None]
-Check = Callable[[], None]
 
-
-class Proof:
-    """Runs a check with a patch applied, and takes the patch back."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self._monkeypatch = monkeypatch
-
-    def silent(self, check: Check, innocent: Patch) -> None:
-        """`check` passes with `innocent` applied."""
-        with self._monkeypatch.context() as patch:
-            innocent(patch)
-            check()
-
-    def caught(self, check: Check, plant: Patch, reason: str) -> None:
-        """`check` fails with `plant` applied, by an AssertionError that says `reason` literally; no other exception counts."""
-        with self._monkeypatch.context() as patch:
-            plant(patch)
-            with pytest.raises(AssertionError, match=re.escape(reason)):
-                check()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Makes a test of every case of every proof of the file."""
+    if "case" in metafunc.fixturenames:
+        cases = [(proof, *one) for proof in metafunc.module.PROOFS for one in proof.cases()]
+        names = [f"{proof}-{name}" for proof, name, _, _ in cases]
+        metafunc.parametrize("case", cases, ids=names, indirect=True)
 
 
 @pytest.fixture
-def proof(monkeypatch) -> Proof:
-    return Proof(monkeypatch)
+def case(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """One case of a proof, to be called."""
+    proof, _, patch, reason = request.param
+    return lambda: proof.run(patch, reason, request)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,11 @@ The velocity gives a known answer at the flattened shapes of every experiment of
 found and what is expected, or read as points; they are never read as a batch of clouds.
 """
 
+from functools import partial
+
 import pytest
 import torch
+from proof import Proof
 
 from nsgf import geomloss_velocity, sinkhorn
 from nsgf.config import Sinkhorn
@@ -46,7 +49,7 @@ def check(implementation, points=((16, 2),), images=IMAGES):
             assert error < 0.03, f"{wrong} {1 + error:.2g} or {1 - error:.2g} where all points move by 1"
 
 
-def plant_batch(monkeypatch):
+def read_as_a_batch(monkeypatch):
     """Every axis before the last two becomes a batch axis."""
     real = sinkhorn.velocity
 
@@ -58,46 +61,37 @@ def plant_batch(monkeypatch):
     monkeypatch.setattr(sinkhorn, "velocity", velocity)
 
 
-def plant_trust(monkeypatch):
+def trust_in_what_geomloss_accepts(monkeypatch):
     """What GeomLoss accepts is taken for right."""
     monkeypatch.setattr(geomloss_velocity, "check_clouds", lambda x, y: None)
 
 
-def innocent(monkeypatch):
-    """Flattened before the call, shape restored after it."""
+def flattened_at_the_call(monkeypatch):
+    """And the shape restored after it."""
     for module in (sinkhorn, geomloss_velocity):
         real = module.velocity
         flattening = lambda x, y, real=real, **settings: real(x.flatten(1), y.flatten(1), **settings).reshape(x.shape)  # noqa: E731
         monkeypatch.setattr(module, "velocity", flattening)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_holds(implementation):
-    check(implementation, PAPER)
+MISREAD = ": not read as 8 points, found a velocity of"
+PROOFS = [
+    Proof(partial(check, "closed_form", PAPER), {read_as_a_batch: "(8, 28, 28)" + MISREAD}, [flattened_at_the_call]),
+    Proof(
+        partial(check, "closed_form", images=IMAGES[1:2]),
+        {read_as_a_batch: "(8, 1, 28, 28)" + MISREAD},
+        [flattened_at_the_call],
+    ),
+    Proof(
+        partial(check, "geomloss_tensorized", PAPER),
+        {trust_in_what_geomloss_accepts: "(8, 28, 28)" + MISREAD},
+        [flattened_at_the_call],
+    ),
+]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_silent_on_flattening_at_the_call(proof, implementation):
-    proof.silent(lambda: check(implementation), innocent)
-
-
-def test_catches_images_read_as_a_batch(proof):
-    proof.caught(
-        lambda: check("closed_form", images=IMAGES[:1]),
-        plant_batch,
-        "(8, 28, 28): not read as 8 points, found a velocity of",
-    )
-    proof.caught(
-        lambda: check("closed_form", images=IMAGES[1:2]),
-        plant_batch,
-        "(8, 1, 28, 28): not read as 8 points, found a velocity of",
-    )
-
-
-def test_catches_trust_in_what_geomloss_accepts(proof):
-    proof.caught(
-        lambda: check("geomloss_tensorized"), plant_trust, "(8, 28, 28): not read as 8 points, found a velocity of"
-    )
+def test_proof(case):
+    case()
 
 
 def test_the_symptom_is_what_geomloss_says():

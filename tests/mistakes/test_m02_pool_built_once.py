@@ -3,12 +3,15 @@
 Bytes that drawing a minibatch allocates depend on the minibatch, not on the pool; building a pool allocates one pool.
 """
 
+from functools import partial
+
 import pytest
 import torch
+from proof import Proof
 
 from nsgf.phases import make_phases
+from repro.config import load
 from repro.pool import Pool
-from repro.run import plan
 from repro.runtime import Runtime
 
 COLUMNS = {"x": (2,), "v": (2,), "t": ()}
@@ -30,14 +33,14 @@ def bytes_made(storages, work):
     return counted.made
 
 
-def check_sampling(storages, folder):
+def check_sampling(storages, tmp_path):
     draw = lambda pool: bytes_made(storages, lambda: pool.sample(BATCH, torch.Generator().manual_seed(0)))  # noqa: E731
     small, large = filled_pool(100), filled_pool(10_000)
-    large.save(folder / "pool.safetensors")
+    large.save(tmp_path / "pool.safetensors")
     found = {
         "100": draw(small),
         "10000": draw(large),
-        "10000 from a file": draw(Pool.load(folder / "pool.safetensors")),
+        "10000 from a file": draw(Pool.load(tmp_path / "pool.safetensors")),
     }
     needed = BATCH * (4 * (2 + 2 + 1) + 8)  # the rows in float32, and their indices
     assert max(found.values()) <= 2 * needed, (
@@ -65,7 +68,7 @@ def check_refusal():
         raise AssertionError("a pool was sampled before it was full")
 
 
-def check_phase(project, storages, folder, experiment):
+def check_phase(experiment, project, storages, tmp_path):
     """The same for a whole training step of phase 1: its minibatch and its loss."""
     made = {}
     for batches in (1, 20):
@@ -75,10 +78,10 @@ def check_phase(project, storages, folder, experiment):
             "phases.*.batch_size=8",
             "phases.velocity_field.flow.steps=2",
         ]
-        config = plan(project, experiment, settings).config
+        config, _ = load(project.config_class(experiment), project.experiments()[experiment], settings)
         phase = make_phases(config, Runtime(torch.device("cpu")))[0]
-        scratch = folder / experiment / str(batches)
-        scratch.mkdir(parents=True, exist_ok=True)
+        scratch = tmp_path / str(batches)
+        scratch.mkdir()
         phase.prepare(0, scratch, {})
         model = phase.make_model()
         made[len(phase.pool)] = bytes_made(
@@ -87,7 +90,7 @@ def check_phase(project, storages, folder, experiment):
     assert len(set(made.values())) == 1, f"a step of phase 1 allocates by the size of the pool: {made} bytes"
 
 
-def plant_join_at_every_draw(monkeypatch):
+def joined_at_every_draw(monkeypatch):
     real = Pool.sample
 
     def sample(self, n, generator):
@@ -97,7 +100,7 @@ def plant_join_at_every_draw(monkeypatch):
     monkeypatch.setattr(Pool, "sample", sample)
 
 
-def plant_shuffle_at_every_draw(monkeypatch):
+def shuffled_at_every_draw(monkeypatch):
     real = torch.randint
     shuffled = lambda high, size, generator: torch.randperm(high, generator=generator)[: size[0]]  # noqa: E731
     monkeypatch.setattr(
@@ -106,7 +109,7 @@ def plant_shuffle_at_every_draw(monkeypatch):
     )
 
 
-def plant_grow_by_joining(monkeypatch):
+def grown_by_joining(monkeypatch):
     real = Pool.add
 
     def add(self, **rows):
@@ -116,7 +119,7 @@ def plant_grow_by_joining(monkeypatch):
     monkeypatch.setattr(Pool, "add", add)
 
 
-def plant_no_refusal(monkeypatch):
+def sampled_before_it_is_full(monkeypatch):
     real = Pool.sample
 
     def sample(self, n, generator):
@@ -126,7 +129,7 @@ def plant_no_refusal(monkeypatch):
     monkeypatch.setattr(Pool, "sample", sample)
 
 
-def _innocent_own_copy(monkeypatch):
+def own_copy(monkeypatch):
     real = Pool.sample
     monkeypatch.setattr(
         Pool,
@@ -135,46 +138,42 @@ def _innocent_own_copy(monkeypatch):
     )
 
 
-def _innocent_rows_in_order(monkeypatch):
+def rows_in_order(monkeypatch):
     real = torch.randint
     monkeypatch.setattr("repro.pool.torch.randint", lambda *args, **rest: real(*args, **rest).sort().values)
 
 
-innocent = [_innocent_own_copy, _innocent_rows_in_order]
+def added_in_two_halves(monkeypatch):
+    real = Pool.add
+
+    def add(self, **rows):
+        middle = len(rows["x"]) // 2
+        real(self, **{name: column[:middle] for name, column in rows.items()})
+        real(self, **{name: column[middle:] for name, column in rows.items()})
+
+    monkeypatch.setattr(Pool, "add", add)
 
 
-def test_holds(project, storages, tmp_path):
-    check_sampling(storages, tmp_path)
-    check_building(storages)
-    check_refusal()
-    for experiment in EXPERIMENTS:
-        check_phase(project, storages, tmp_path, experiment)
-
-
-@pytest.mark.parametrize("variant", innocent)
-def test_silent_on(proof, project, storages, tmp_path, variant):
-    proof.silent(lambda: check_sampling(storages, tmp_path), variant)
-    for experiment in EXPERIMENTS:
-        proof.silent(lambda: check_phase(project, storages, tmp_path, experiment), variant)
-
-
-@pytest.mark.parametrize("plant", [plant_join_at_every_draw, plant_shuffle_at_every_draw])
-def test_catches_work_that_grows_with_the_pool(proof, project, storages, tmp_path, plant):
-    proof.caught(
-        lambda: check_sampling(storages, tmp_path),
-        plant,
-        "drawing 16 entries allocates by the size of the pool: {'100': ",
-    )
-    for experiment in EXPERIMENTS:
-        proof.caught(
-            lambda: check_phase(project, storages, tmp_path, experiment),
-            plant,
-            "a step of phase 1 allocates by the size of the pool: {32: ",
+BY_SIZE = "drawing 16 entries allocates by the size of the pool: {'100': "
+STEP_BY_SIZE = "a step of phase 1 allocates by the size of the pool: {32: "
+CORRECT = [own_copy, rows_in_order]
+PROOFS = [
+    Proof(check_sampling, {joined_at_every_draw: BY_SIZE, shuffled_at_every_draw: BY_SIZE}, CORRECT),
+    Proof(check_building, {grown_by_joining: "building peaks at "}, [added_in_two_halves]),
+    Proof(check_refusal, {sampled_before_it_is_full: "a pool was sampled before it was full"}, CORRECT),
+    *(
+        Proof(
+            partial(check_phase, experiment),
+            {joined_at_every_draw: STEP_BY_SIZE, shuffled_at_every_draw: STEP_BY_SIZE},
+            CORRECT,
         )
+        for experiment in EXPERIMENTS
+    ),
+]
 
 
-def test_catches_a_second_pool_while_building(proof, storages):
-    proof.caught(lambda: check_building(storages), plant_grow_by_joining, "building peaks at ")
+def test_proof(case):
+    case()
 
 
 def test_a_pool_is_not_sampled_before_it_is_full_by_way_of_a_file(tmp_path):
@@ -182,7 +181,3 @@ def test_a_pool_is_not_sampled_before_it_is_full_by_way_of_a_file(tmp_path):
     pool.add(x=torch.zeros(3))
     with pytest.raises(ValueError, match="found 3 entries, expected all 4"):
         pool.save(tmp_path / "pool.safetensors")
-
-
-def test_catches_sampling_before_the_pool_is_full(proof):
-    proof.caught(check_refusal, plant_no_refusal, "a pool was sampled before it was full")

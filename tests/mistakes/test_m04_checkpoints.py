@@ -5,17 +5,21 @@ metric. Only the steps after that state are done again. A test that only asks wh
 """
 
 import json
+import shutil
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import count
 
 import pytest
 import torch
+from proof import Proof
 
 from nsgf import phases as methods
-from repro import checkpoint, phases, run
+from repro import checkpoint, phases, run, runinfo
 from repro.errors import BadInput
 from repro.run import execute, plan, run_folder
 from repro.runtime import Runtime
+from repro.spec import load_spec
 
 STEPS, SAVED_EVERY = 5, 2
 CPU = Runtime(torch.device("cpu"))
@@ -62,6 +66,7 @@ DIGITS = Tiny(
         "phases.*.warmup_steps=4",
         "phases.*.clip_norm=0.5",
         "phases.*.ema_decay=0.5",
+        "phases.[sv]*.network.channels=8",
         "nsgf_plus_plus.straight_flow_step=0.5",
         "evaluation.samples=4",
         "evaluation.euler_steps=[2]",
@@ -84,6 +89,7 @@ class Kill:
     """Of the phase, from 0. -1: while its pool is built."""
     in_the_checkpoint: bool = False
     """Only after the step, with the file of its state half written."""
+    tiny: Tiny = MOONS
 
     @property
     def saved(self) -> int:
@@ -91,14 +97,34 @@ class Kill:
         return max(0, self.step) // SAVED_EVERY * SAVED_EVERY
 
 
-MIDDLE = Kill("straight_flow", 3)
 KILLS = {
-    "in the middle of a phase": MIDDLE,
+    "in the middle of a phase": Kill("straight_flow", 3),
     "before the first saved state": Kill("time_predictor", 1),
     "between two phases": Kill("straight_flow", 0),
     "while the pool is built": Kill("velocity_field", -1),
     "while a state is written": Kill("straight_flow", 3, in_the_checkpoint=True),
+    "in phase 1 of images": Kill("velocity_field", 3, tiny=DIGITS),
+    "in phase 2 of images": Kill("straight_flow", 3, tiny=DIGITS),
+    "in phase 4 of images": Kill("feature_classifier", 3, tiny=DIGITS),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """What a record says of the machine is looked up on every run, and is no part of a proof; nor is what the spec says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runinfo, "imported_versions", dict)
+        patch.setattr(run, "load_spec", cache(load_spec))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uninterrupted(quick, project, tmp_path_factory):
+    """Runs of the code as it is that nothing killed. Made before anything is planted."""
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    for tiny in (MOONS, DIGITS):
+        execute_tiny(project, runs, tiny=tiny)
+    return runs
 
 
 def watch(patch, kill=None):
@@ -170,40 +196,47 @@ def compare(found, expected, tiny=MOONS):
     )
 
 
-def check(project, folder, kills=(MIDDLE,), tiny=MOONS):
-    execute_tiny(project, folder / "uninterrupted", tiny=tiny)
-    for number, kill in enumerate(kills):
-        runs = folder / str(number)
-        execute_tiny(project, runs, kill, tiny)
-        try:
-            steps = execute_tiny(project, runs, tiny=tiny, resume=True)
-        except BadInput as error:
-            raise AssertionError(f"the run cannot be resumed: {error}") from error
-        before = tiny.phases[: tiny.phases.index(kill.phase)]
-        left = dict.fromkeys(tiny.phases, STEPS) | dict.fromkeys(before, 0) | {kill.phase: STEPS - kill.saved}
-        assert steps == left, (
-            f"killed in step {kill.step} of {kill.phase}: the resumed run did {steps} steps, left were {left}"
-        )
-        compare(runs, folder / "uninterrupted", tiny)
+def check(killed, project, tmp_path, uninterrupted):
+    kill = KILLS[killed]
+    execute_tiny(project, tmp_path, kill, kill.tiny)
+    try:
+        steps = execute_tiny(project, tmp_path, tiny=kill.tiny, resume=True)
+    except BadInput as error:
+        raise AssertionError(f"the run cannot be resumed: {error}") from error
+    phases = kill.tiny.phases
+    before = phases[: phases.index(kill.phase)]
+    left = dict.fromkeys(phases, STEPS) | dict.fromkeys(before, 0) | {kill.phase: STEPS - kill.saved}
+    assert steps == left, (
+        f"killed in step {kill.step} of {kill.phase}: the resumed run did {steps} steps, left were {left}"
+    )
+    compare(tmp_path, uninterrupted, kill.tiny)
 
 
-def check_resume_phase(project, folder):
+def check_resume_phase(project, tmp_path, uninterrupted):
     """Phase 2 and what follows is trained again, to the same bits; phase 1 is kept, and so is what was there before."""
-    execute_tiny(project, folder / "uninterrupted")
-    execute_tiny(project, folder / "again")
-    steps = execute_tiny(project, folder / "again", resume_phase=2)
+    shutil.copytree(uninterrupted, tmp_path / "again")
+    steps = execute_tiny(project, tmp_path / "again", resume_phase=2)
     again = dict.fromkeys(MOONS.phases, STEPS) | {MOONS.phases[0]: 0}
     assert steps == again, f"--resume-phase 2 did {steps} steps, expected {again}"
-    compare(folder / "again", folder / "uninterrupted")
-    kept = sorted(path.name for path in (run_folder(folder / "again", "2d-moons", 0) / "superseded-1").iterdir())
+    compare(tmp_path / "again", uninterrupted)
+    kept = sorted(path.name for path in (run_folder(tmp_path / "again", "2d-moons", 0) / "superseded-1").iterdir())
     assert kept == ["2-straight_flow", "3-time_predictor", "record.json", "tensors.safetensors"]
 
 
-def plant_nothing_saved(monkeypatch):
+def nothing_saved(monkeypatch):
     """The states of a running phase are not written."""
     real = checkpoint.save
     monkeypatch.setattr(
         checkpoint, "save", lambda path, state: None if path.name.startswith("running") else real(path, state)
+    )
+
+
+def copied_aside(monkeypatch):
+    """What is superseded is copied before it is deleted."""
+    move = lambda self, target: shutil.copytree(self, target) and shutil.rmtree(self)  # noqa: E731
+    real = run.Path.rename
+    monkeypatch.setattr(
+        run.Path, "rename", lambda self, target: move(self, target) if self.is_dir() else real(self, target)
     )
 
 
@@ -216,12 +249,12 @@ def change_saved(monkeypatch, change):
     )
 
 
-def plant_no_optimiser(monkeypatch):
+def no_optimiser(monkeypatch):
     """The moments of Adam are left out."""
     change_saved(monkeypatch, lambda state: {"optimiser": state["optimiser"] | {"state": {}}})
 
 
-def plant_no_average(monkeypatch):
+def no_average(monkeypatch):
     """The average of the weights is not restored: a resumed phase begins a new one."""
     real = phases.Stepper.load_state_dict
     monkeypatch.setattr(
@@ -231,7 +264,7 @@ def plant_no_average(monkeypatch):
     )
 
 
-def plant_pool_of_the_beginning(monkeypatch):
+def pool_of_the_beginning(monkeypatch):
     """A pool that is renewed starts over with the phase: the resumed steps are drawn from its first minibatches."""
     real = methods.VelocityField.prepare
 
@@ -248,15 +281,15 @@ def plant_pool_of_the_beginning(monkeypatch):
     monkeypatch.setattr(methods.VelocityField, "renew", renew)
 
 
-def plant_step_skipped(monkeypatch):
+def step_skipped(monkeypatch):
     change_saved(monkeypatch, lambda state: {"steps_done": state["steps_done"] + 1})
 
 
-def plant_step_repeated(monkeypatch):
+def step_repeated(monkeypatch):
     change_saved(monkeypatch, lambda state: {"steps_done": state["steps_done"] - 1})
 
 
-def plant_same_data_again(monkeypatch):
+def same_data_again(monkeypatch):
     """The half-made resume: draws are counted from where the process began, so it trains on what it has already seen."""
     real_seed, real_generator, counters = phases.seed_global_generators, phases.generator, {}
 
@@ -271,12 +304,12 @@ def plant_same_data_again(monkeypatch):
     )
 
 
-def plant_losses_lost(monkeypatch):
+def losses_lost(monkeypatch):
     """The curve of a resumed run begins at the resume."""
     change_saved(monkeypatch, lambda state: {"curve": []})
 
 
-def plant_written_in_place(monkeypatch):
+def written_in_place(monkeypatch):
     """The new state is written over the old one, and no other is kept."""
     monkeypatch.setattr(checkpoint, "previous", lambda path: path)
     real = checkpoint.Path.with_name
@@ -285,16 +318,16 @@ def plant_written_in_place(monkeypatch):
     )
 
 
-def plant_phase_not_started_over(monkeypatch):
+def phase_not_started_over(monkeypatch):
     monkeypatch.setattr(run, "_set_aside", lambda *_: None)
 
 
-def plant_everything_started_over(monkeypatch):
+def everything_started_over(monkeypatch):
     real = run._set_aside
     monkeypatch.setattr(run, "_set_aside", lambda folder, phases, first: real(folder, phases, 1))
 
 
-def _innocent_saved_once_more(monkeypatch):
+def saved_once_more(monkeypatch):
     real = checkpoint.save
 
     def save(path, state):
@@ -304,23 +337,55 @@ def _innocent_saved_once_more(monkeypatch):
     monkeypatch.setattr(checkpoint, "save", save)
 
 
-def _innocent_wall_time(monkeypatch):
+def another_wall_time(monkeypatch):
     change_saved(monkeypatch, lambda state: {"wall_s": state["wall_s"] + 100.0})
 
 
-innocent = [_innocent_saved_once_more, _innocent_wall_time]
+WEIGHTS = ": the weights differ from those of an uninterrupted run"
+MIDDLE = {
+    nothing_saved: "the resumed run did {'velocity_field': 0, 'straight_flow': 5, 'time_predictor': 5} steps, left were",
+    step_skipped: "the resumed run did {'velocity_field': 0, 'straight_flow': 2, 'time_predictor': 5} steps, left were",
+    step_repeated: "the resumed run did {'velocity_field': 0, 'straight_flow': 4, 'time_predictor': 5} steps, left were",
+    no_optimiser: "straight_flow" + WEIGHTS,
+    same_data_again: "straight_flow" + WEIGHTS,
+    losses_lost: "straight_flow: the losses differ from those of an uninterrupted run",
+}
+IMAGES = {no_average: "velocity_field" + WEIGHTS, pool_of_the_beginning: "velocity_field" + WEIGHTS}
+PROOFS = [
+    Proof(partial(check, "in the middle of a phase"), MIDDLE, [saved_once_more, another_wall_time]),
+    Proof(
+        partial(check, "while a state is written"),
+        {written_in_place: "the run cannot be resumed: "},
+        [saved_once_more],
+    ),
+    Proof(partial(check, "in phase 1 of images"), IMAGES, [saved_once_more]),
+    Proof(
+        check_resume_phase,
+        {
+            phase_not_started_over: "--resume-phase 2 did {'velocity_field': 0, 'straight_flow': 0, 'time_predictor': 0} steps",
+            everything_started_over: "--resume-phase 2 did {'velocity_field': 5, 'straight_flow': 5, 'time_predictor': 5} steps",
+        },
+        [copied_aside],
+    ),
+]
 
 
-def test_holds_wherever_the_run_is_killed(project, tmp_path):
-    check(project, tmp_path, KILLS.values())
+def test_proof(case):
+    case()
 
 
-def test_holds_for_images_and_every_option_of_a_step(project, tmp_path):
-    check(project, tmp_path, [Kill("velocity_field", 3), MIDDLE, Kill("feature_classifier", 3)], DIGITS)
-
-
-def test_holds_for_resume_phase(project, tmp_path):
-    check_resume_phase(project, tmp_path)
+@pytest.mark.parametrize(
+    "killed",
+    [
+        "before the first saved state",
+        "between two phases",
+        "while the pool is built",
+        "in phase 2 of images",
+        "in phase 4 of images",
+    ],
+)
+def test_every_other_kill(project, tmp_path, uninterrupted, killed):
+    check(killed, project, tmp_path, uninterrupted)
 
 
 def test_resume_phase_needs_the_phases_before_it(project, tmp_path):
@@ -337,9 +402,8 @@ def test_resume_phase_needs_the_phases_before_it(project, tmp_path):
         execute_tiny(project, tmp_path, resume_phase=4)
 
 
-def test_holds_when_killed_while_a_phase_is_set_aside(project, tmp_path):
-    execute_tiny(project, tmp_path / "uninterrupted")
-    execute_tiny(project, tmp_path / "again")
+def test_holds_when_killed_while_a_phase_is_set_aside(project, tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted, tmp_path / "again")
     moons = plan(project, MOONS.experiment, MOONS.overrides)
     with pytest.MonkeyPatch.context() as patch:
         real, moves = run.Path.rename, count()
@@ -353,7 +417,7 @@ def test_holds_when_killed_while_a_phase_is_set_aside(project, tmp_path):
         with pytest.raises(Killed):
             execute(moons, 0, tmp_path / "again", CPU, resume=False, resume_phase=2)
     execute_tiny(project, tmp_path / "again", resume=True)
-    compare(tmp_path / "again", tmp_path / "uninterrupted")
+    compare(tmp_path / "again", uninterrupted)
 
 
 def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
@@ -369,59 +433,3 @@ def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
     execute_tiny(project, tmp_path, resume=True)
     left = sorted(path.name for path in (run_folder(tmp_path, "2d-moons", 0) / "1-velocity_field").iterdir())
     assert left == ["log.jsonl", "model.safetensors"]
-
-
-@pytest.mark.parametrize("variant", innocent)
-def test_silent_on(proof, project, tmp_path, variant):
-    proof.silent(lambda: check(project, tmp_path), variant)
-
-
-@pytest.mark.parametrize(
-    ("plant", "kill", "reason"),
-    [
-        (
-            plant_nothing_saved,
-            MIDDLE,
-            "the resumed run did {'velocity_field': 0, 'straight_flow': 5, 'time_predictor': 5} steps, left were",
-        ),
-        (
-            plant_step_skipped,
-            MIDDLE,
-            "the resumed run did {'velocity_field': 0, 'straight_flow': 2, 'time_predictor': 5} steps, left were",
-        ),
-        (
-            plant_step_repeated,
-            MIDDLE,
-            "the resumed run did {'velocity_field': 0, 'straight_flow': 4, 'time_predictor': 5} steps, left were",
-        ),
-        (plant_no_optimiser, MIDDLE, "straight_flow: the weights differ from those of an uninterrupted run"),
-        (plant_same_data_again, MIDDLE, "straight_flow: the weights differ from those of an uninterrupted run"),
-        (plant_losses_lost, MIDDLE, "straight_flow: the losses differ from those of an uninterrupted run"),
-        (plant_written_in_place, KILLS["while a state is written"], "the run cannot be resumed: "),
-    ],
-)
-def test_catches(proof, project, tmp_path, plant, kill, reason):
-    proof.caught(lambda: check(project, tmp_path, [kill]), plant, reason)
-
-
-@pytest.mark.parametrize("plant", [plant_no_average, plant_pool_of_the_beginning])
-def test_catches_in_images(proof, project, tmp_path, plant):
-    reason = "velocity_field: the weights differ from those of an uninterrupted run"
-    proof.caught(lambda: check(project, tmp_path, [Kill("velocity_field", 3)], DIGITS), plant, reason)
-
-
-@pytest.mark.parametrize(
-    ("plant", "reason"),
-    [
-        (
-            plant_phase_not_started_over,
-            "--resume-phase 2 did {'velocity_field': 0, 'straight_flow': 0, 'time_predictor': 0} steps",
-        ),
-        (
-            plant_everything_started_over,
-            "--resume-phase 2 did {'velocity_field': 5, 'straight_flow': 5, 'time_predictor': 5} steps",
-        ),
-    ],
-)
-def test_catches_a_resume_phase_that(proof, project, tmp_path, plant, reason):
-    proof.caught(lambda: check_resume_phase(project, tmp_path), plant, reason)

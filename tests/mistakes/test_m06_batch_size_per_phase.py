@@ -3,13 +3,18 @@
 Every phase trains on minibatches of the size in its own configuration, also after a phase with another size, on points and on images.
 """
 
+from functools import partial
+
 import pytest
 import torch
+from proof import Proof
 
 from nsgf import data, images, laws
 from nsgf.phases import make_phases
-from repro.run import plan
+from repro.config import load
 from repro.runtime import Runtime
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")
 
 DIFFERENT = {
     "2d-moons": {
@@ -22,10 +27,11 @@ DIFFERENT = {
     "digits": {"velocity_field": 32, "straight_flow": 16, "time_predictor": 1, "feature_classifier": 8},
 }
 EQUAL = {name: dict.fromkeys(sizes, sizes["velocity_field"]) for name, sizes in DIFFERENT.items()}
+SAME_UNTIL_ONE = {name: sizes | {"straight_flow": sizes["velocity_field"]} for name, sizes in DIFFERENT.items()}
 EXPERIMENTS = list(DIFFERENT)
 
 
-def check(project, folder, experiment, sizes=DIFFERENT):
+def check(experiment, project, tmp_path, sizes=DIFFERENT):
     """The network of every phase gets as many examples as the phase's configuration says, phase after phase, step after step."""
     sizes = sizes[experiment]
     settings = [
@@ -35,13 +41,14 @@ def check(project, folder, experiment, sizes=DIFFERENT):
         "sinkhorn.scaling=0.5",
         *(f"phases.{name}.batch_size={size}" for name, size in sizes.items()),
     ]
-    phases = make_phases(plan(project, experiment, settings).config, Runtime(torch.device("cpu")))
+    config, _ = load(project.config_class(experiment), project.experiments()[experiment], settings)
+    phases = make_phases(config, Runtime(torch.device("cpu")))
     assert [phase.name for phase in phases] == list(sizes)
     for phase in phases:
         got = []
         model = phase.make_model()
         model.register_forward_hook(lambda _, inputs, output: got.extend(map(len, (*inputs, output))))
-        scratch = folder / phase.name
+        scratch = tmp_path / phase.name
         scratch.mkdir()
         phase.prepare(0, scratch, {})
         try:
@@ -54,7 +61,12 @@ def check(project, folder, experiment, sizes=DIFFERENT):
         )
 
 
-def plant_cached_loader(monkeypatch):
+def check_equal_until_one(experiment, project, tmp_path):
+    """The sizes differ first where a batch is of one: it fits any other by broadcasting."""
+    check(experiment, project, tmp_path, SAME_UNTIL_ONE)
+
+
+def cached_loader(monkeypatch):
     """The loader of a data set is made at the first call and serves all phases. Noise is drawn anew."""
     real_sample, real_draw, loaders = data.sample, laws.ImageLaws.draw_labelled, {}
 
@@ -70,7 +82,7 @@ def plant_cached_loader(monkeypatch):
     monkeypatch.setattr(laws.ImageLaws, "draw", draw)
 
 
-def plant_cached_images(monkeypatch):
+def cached_images(monkeypatch):
     """The same one level below: the images are drawn once, and as many as they are get noise, times and labels. Nothing crashes."""
     real, loaders = images.ImageSet.draw, {}
     monkeypatch.setattr(
@@ -78,7 +90,7 @@ def plant_cached_images(monkeypatch):
     )
 
 
-def plant_cached_size(monkeypatch):
+def cached_size(monkeypatch):
     """The first batch size that was asked for serves all phases, for source and target alike: nothing crashes."""
     first = []
 
@@ -93,7 +105,7 @@ def plant_cached_size(monkeypatch):
     monkeypatch.setattr(images.ImageSet, "draw", of_first_size(images.ImageSet.draw))
 
 
-def _innocent_cache_keyed_on_everything(monkeypatch):
+def cache_keyed_on_everything(monkeypatch):
     real_sample, real_draw, drawn = data.sample, images.ImageSet.draw, {}
     monkeypatch.setattr(
         data, "sample", lambda law, n, g: drawn.setdefault((law, n, g.initial_seed()), real_sample(law, n, g))
@@ -105,7 +117,7 @@ def _innocent_cache_keyed_on_everything(monkeypatch):
     )
 
 
-def _innocent_larger_draw(monkeypatch):
+def larger_draw(monkeypatch):
     real_sample, real_draw = data.sample, images.ImageSet.draw
     monkeypatch.setattr(data, "sample", lambda law, n, g: real_sample(law, 2 * n, g)[:n])
     monkeypatch.setattr(
@@ -113,59 +125,47 @@ def _innocent_larger_draw(monkeypatch):
     )
 
 
-innocent = [_innocent_cache_keyed_on_everything, _innocent_larger_draw]
+CORRECT = [cache_keyed_on_everything, larger_draw]
+SYMPTOM = "straight_flow: The size of tensor a ({}) must match the size of tensor b ({}) at non-singleton dimension 0"
+GOT = "{}: the network got [{}] examples, configured are {}"
+PROOFS = [
+    Proof(
+        partial(check, "2d-moons"),
+        {cached_loader: SYMPTOM.format(128, 256), cached_size: GOT.format("straight_flow", 256, 128)},
+        CORRECT,
+    ),
+    Proof(
+        partial(check, "digits"),
+        {
+            cached_loader: SYMPTOM.format(16, 32),
+            cached_size: GOT.format("straight_flow", 32, 16),
+            cached_images: GOT.format("straight_flow", 32, 16),
+        },
+        CORRECT,
+    ),
+    *(
+        Proof(
+            partial(check_equal_until_one, experiment),
+            {cached_loader: GOT.format("time_predictor", first, 1)},
+            [larger_draw],
+        )
+        for experiment, first in (("2d-moons", 256), ("digits", 32))
+    ),
+]
+
+
+def test_proof(case):
+    case()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_holds_for_different_sizes(project, tmp_path, experiment):
-    check(project, tmp_path, experiment)
+def test_equal_sizes(project, tmp_path, experiment):
+    check(experiment, project, tmp_path, EQUAL)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_silent_on_equal_sizes(project, tmp_path, experiment):
-    check(project, tmp_path, experiment, EQUAL)
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("variant", innocent)
-def test_silent_on(proof, project, tmp_path, variant, experiment):
-    proof.silent(lambda: check(project, tmp_path, experiment), variant)
-
-
-@pytest.mark.parametrize(("experiment", "sizes"), [("2d-moons", (128, 256)), ("digits", (16, 32))])
-def test_catches_a_cached_loader_with_the_symptom_of_the_entry(proof, project, tmp_path, experiment, sizes):
-    message = (
-        "straight_flow: The size of tensor a ({}) must match the size of tensor b ({}) at non-singleton dimension 0"
-    )
-    proof.caught(lambda: check(project, tmp_path, experiment), plant_cached_loader, message.format(*sizes))
-
-
-@pytest.mark.filterwarnings("ignore:Using a target size")
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_catches_a_cached_loader_that_broadcasting_hides(proof, project, tmp_path, experiment):
-    first = DIFFERENT[experiment]["velocity_field"]
-    same_until = {experiment: DIFFERENT[experiment] | {"straight_flow": first}}
-    message = f"time_predictor: the network got [{first}] examples, configured are 1"
-    proof.caught(lambda: check(project, tmp_path, experiment, same_until), plant_cached_loader, message)
-
-
-@pytest.mark.parametrize(
-    ("plant", "experiment", "found", "configured"),
-    [
-        (plant_cached_size, "2d-moons", 256, 128),
-        (plant_cached_size, "digits", 32, 16),
-        (plant_cached_images, "digits", 32, 16),
-    ],
-)
-def test_catches_what_is_cached_for_source_and_target_alike(
-    proof, project, tmp_path, plant, experiment, found, configured
-):
-    message = f"straight_flow: the network got [{found}] examples, configured are {configured}"
-    proof.caught(lambda: check(project, tmp_path, experiment), plant, message)
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("plant", [plant_cached_loader, plant_cached_images, plant_cached_size])
-def test_equal_sizes_would_hide_the_mistake(proof, project, tmp_path, plant, experiment):
+@pytest.mark.parametrize("plant", [cached_loader, cached_images, cached_size])
+def test_equal_sizes_would_hide_the_mistake(monkeypatch, project, tmp_path, plant, experiment):
     """Why the sizes differ in this test: the shipped configurations have one size for all phases."""
-    proof.silent(lambda: check(project, tmp_path, experiment, EQUAL), plant)
+    plant(monkeypatch)
+    check(experiment, project, tmp_path, EQUAL)

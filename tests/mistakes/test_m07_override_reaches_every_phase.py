@@ -6,28 +6,44 @@ is refused when it matches none.
 
 import json
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from proof import Proof
 
 from nsgf.phases import make_phases
-from repro import cli, config, run_command
+from repro import cli, config, run, run_command
 from repro.errors import BadInput
 from repro.run import plan
 from repro.runtime import Runtime
+from repro.spec import load_spec
 
 CPU = Runtime(torch.device("cpu"))
 ROOT = Path(__file__).parents[2]
 OVERRIDE = "phases.*.iterations=5"
 
 
-def check_plan(project, overrides=(OVERRIDE,), experiments="*"):
-    """Read as the trainer reads it: every phase that is made has the value, and every change is listed."""
-    names = [name for name in project.experiments() if fnmatchcase(name, experiments)]
+read_spec = cache(load_spec)  # a long file, and no proof changes it
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "load_spec", read_spec)
+
+
+def named(project, pattern):
+    names = [name for name in project.experiments() if fnmatchcase(name, pattern)]
     assert names
-    for experiment in names:
+    return names
+
+
+def check_plan(experiments, project, overrides=(OVERRIDE,)):
+    """Read as the trainer reads it: every phase that is made has the value, and every change is listed."""
+    for experiment in named(project, experiments):
         shipped, made = plan(project, experiment, []), plan(project, experiment, list(overrides))
         steps = {phase.name: phase.iterations for phase in make_phases(made.config, CPU)}
         missed = {name: number for name, number in steps.items() if number != 5}
@@ -38,13 +54,12 @@ def check_plan(project, overrides=(OVERRIDE,), experiments="*"):
         assert listed == expected, f"{experiment}: the override lists {listed}, changed are {expected}"
 
 
-def check_command(project, monkeypatch, capsys):
+def check_command(experiments, project, capsys):
     """The same by `repro run '*' --train-iters 5`: the resolved configuration on standard output, the changes on standard error."""
-    monkeypatch.chdir(ROOT)
-    assert cli.main(["run", "*", "--train-iters", "5", "--dry-run"]) == 0
+    assert cli.main(["run", experiments, "--train-iters", "5", "--dry-run"]) == 0
     printed = capsys.readouterr()
     resolved = json.loads(printed.out)
-    assert list(resolved) == list(project.experiments())
+    assert list(resolved) == named(project, experiments)
     for experiment, settings in resolved.items():
         for name, phase in settings["phases"].items():
             if phase is not None:
@@ -69,31 +84,31 @@ def check_refusal(project):
             raise AssertionError(f"{experiment}: an override that matches nothing was accepted")
 
 
-def plant_first_match_only(monkeypatch):
+def first_match_only(monkeypatch):
     real = config._places
     monkeypatch.setattr(config, "_places", lambda *arguments: islice(real(*arguments), 1))
 
 
-def plant_phases_by_name(monkeypatch):
+def phases_by_name(monkeypatch):
     """The command knows two phases by name."""
     real = run_command.plan
 
-    def named(project, experiment, overrides):
+    def for_two(project, experiment, overrides):
         return real(
             project,
             experiment,
             [o.replace("*", name) for o in overrides for name in ("velocity_field", "straight_flow")],
         )
 
-    monkeypatch.setattr(run_command, "plan", named)
+    monkeypatch.setattr(run_command, "plan", for_two)
 
 
-def plant_changes_not_listed(monkeypatch):
+def changes_not_listed(monkeypatch):
     real = config._override
     monkeypatch.setattr(config, "_override", lambda data, override: real(data, override)[:2])
 
 
-def plant_no_match_is_accepted(monkeypatch):
+def no_match_is_accepted(monkeypatch):
     real = config._override
 
     def override(data, text):
@@ -105,22 +120,52 @@ def plant_no_match_is_accepted(monkeypatch):
     monkeypatch.setattr(config, "_override", override)
 
 
-def innocent(monkeypatch):
-    """All fields are found before the first is changed."""
+def found_before_any_is_changed(monkeypatch):
     real = config._places
     monkeypatch.setattr(config, "_places", lambda *arguments: iter(list(real(*arguments))))
 
 
-def test_holds(project):
-    check_plan(project)
+MISSED = {
+    "2d-8gaussians": "{'straight_flow': 20000, 'time_predictor': 20000, 'velocity_field_100': 20000, 'ot_cfm': 20000}",
+    "digits": "{'straight_flow': 2000, 'time_predictor': 2000, 'feature_classifier': 1000}",
+}
+UNLISTED = ": the override lists ['phases.velocity_field.iterations: 20000 -> 5', "
+PROOFS = [
+    Proof(partial(check_plan, "*"), {changes_not_listed: UNLISTED}, [found_before_any_is_changed]),
+    Proof(
+        partial(check_command, "*"),
+        {
+            phases_by_name: "--train-iters missed time_predictor, which has 20000",
+            changes_not_listed: "the change of time_predictor is not listed",
+        },
+        [found_before_any_is_changed],
+    ),
+    *(
+        Proof(
+            partial(check_plan, experiment),
+            {first_match_only: f"{experiment}: the override missed {missed}"},
+            [found_before_any_is_changed],
+        )
+        for experiment, missed in MISSED.items()
+    ),
+    *(
+        Proof(
+            partial(check_command, experiment),
+            {first_match_only: f"{experiment}: --train-iters missed straight_flow"},
+            [found_before_any_is_changed],
+        )
+        for experiment in MISSED
+    ),
+    Proof(
+        check_refusal,
+        {no_match_is_accepted: "an override that matches nothing was accepted"},
+        [found_before_any_is_changed],
+    ),
+]
 
 
-def test_holds_for_the_command(project, monkeypatch, capsys):
-    check_command(project, monkeypatch, capsys)
-
-
-def test_holds_for_what_matches_nothing(project):
-    check_refusal(project)
+def test_proof(case):
+    case()
 
 
 @pytest.mark.parametrize(
@@ -132,47 +177,5 @@ def test_holds_for_what_matches_nothing(project):
         (["phases.*.iter*=5"], "*"),
     ],
 )
-def test_silent_on_other_correct_overrides(project, overrides, experiments):
-    check_plan(project, overrides, experiments)
-
-
-def test_silent_on_another_way_to_find_the_fields(proof, project):
-    proof.silent(lambda: check_plan(project), innocent)
-
-
-@pytest.mark.parametrize("experiment", ["2d-8gaussians", "digits"])
-def test_catches_an_override_of_the_first_match(proof, project, monkeypatch, capsys, experiment):
-    _, *others = make_phases(plan(project, experiment, []).config, CPU)
-    missed = {phase.name: phase.iterations for phase in others}
-    only = {experiment: project.experiments()[experiment]}
-    monkeypatch.setattr(type(project), "experiments", lambda self: only)
-    proof.caught(lambda: check_plan(project), plant_first_match_only, f"{experiment}: the override missed {missed}")
-    proof.caught(
-        lambda: check_command(project, monkeypatch, capsys),
-        plant_first_match_only,
-        f"{experiment}: --train-iters missed straight_flow",
-    )
-
-
-def test_catches_phases_known_by_name(proof, project, monkeypatch, capsys):
-    reason = "--train-iters missed time_predictor, which has 20000"
-    proof.caught(lambda: check_command(project, monkeypatch, capsys), plant_phases_by_name, reason)
-
-
-def test_catches_changes_that_are_not_listed(proof, project, monkeypatch, capsys):
-    proof.caught(
-        lambda: check_plan(project),
-        plant_changes_not_listed,
-        ": the override lists ['phases.velocity_field.iterations: 20000 -> 5', ",
-    )
-    proof.caught(
-        lambda: check_command(project, monkeypatch, capsys),
-        plant_changes_not_listed,
-        "the change of time_predictor is not listed",
-    )
-
-
-def test_catches_an_override_without_effect(proof, project):
-    proof.caught(
-        lambda: check_refusal(project), plant_no_match_is_accepted, "an override that matches nothing was accepted"
-    )
+def test_other_correct_overrides(project, overrides, experiments):
+    check_plan(experiments, project, overrides)

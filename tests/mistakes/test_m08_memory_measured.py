@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from proof import Proof
 
 from nsgf import geomloss_velocity, sinkhorn
 from nsgf.config import Sinkhorn
@@ -35,7 +36,7 @@ def measure(storages, implementation, shape):
     return counted
 
 
-def check(storages, implementation, shapes=(SMALL,)):
+def check(implementation, storages, shapes=(SMALL,)):
     for shape in shapes:
         n, d = shape
         counted = measure(storages, implementation, shape)
@@ -49,6 +50,26 @@ def check(storages, implementation, shapes=(SMALL,)):
         )
 
 
+def pool_bytes(experiment):
+    """What `repro memory` finds for one velocity of the pool, above the networks and the optimiser that lie beside it."""
+    phase = Planned.read(find_project(Path(__file__)), experiment, []).phases()[0]
+    (velocity,) = of_phase(phase, [], steps=1).parts[1:]
+    resident = sum(velocity.peak.by_kind.get(kind, 0) for kind in ("parameters", "optimiser"))
+    return (
+        velocity.peak.total - resident - sum(weight.nbytes for weight in phase.make_model().parameters())
+    )  # gradients
+
+
+def check_estimate(experiment, n, d):
+    """The notes cut n, which defines the velocity, because of the belief. The command says what the velocity takes.
+
+    The points and a minibatch of the phase lie beside it: four more N x D.
+    """
+    found, cubic = pool_bytes(experiment), FLOAT32 * n * n * d
+    assert found <= cubic, f"{experiment}: the estimate has room for a tensor of N x N x D floats, {found} bytes"
+    assert 0 < found <= FLOAT32 * (10 * n * d + 6 * n * n), f"{experiment}: the estimate is {found} bytes"
+
+
 def documented_mib():
     """The measured column of LEARNING.md's table, by shape."""
     text = (Path(__file__).parents[2] / "LEARNING.md").read_text(encoding="utf-8")
@@ -57,12 +78,12 @@ def documented_mib():
     return {(int(n), int(d)): float(mib) for n, d, mib in rows}
 
 
-def plant_products_by_hand(monkeypatch):
+def products_by_hand(monkeypatch):
     """The inner products as the formula has them: N x D x N products, then a sum. The same numbers."""
     monkeypatch.setattr(sinkhorn, "_product", lambda a, b: (a[:, :, None] * b[None]).sum(1))
 
 
-def plant_differences(monkeypatch):
+def differences(monkeypatch):
     """GeomLoss' cost through all differences x_i - y_j. The same numbers."""
 
     def cost(x, y):
@@ -71,27 +92,54 @@ def plant_differences(monkeypatch):
     monkeypatch.setattr(geomloss_velocity, "SamplesLoss", partial(geomloss_velocity.SamplesLoss, cost=cost))
 
 
-def plant_every_matrix_kept(monkeypatch):
+def every_matrix_kept(monkeypatch):
     """Nothing larger than N x N, but the matrix of every iteration is kept, as a loop under autograd would."""
     real, kept = torch.Tensor.logsumexp, []
     monkeypatch.setattr(sinkhorn, "_is_eager_cpu", lambda x: False)  # the loop by log-sum-exp
     monkeypatch.setattr(torch.Tensor, "logsumexp", lambda self, *rest: real(kept.append(self) or self, *rest))
 
 
-def _innocent_small_blocks(monkeypatch):
+def small_blocks(monkeypatch):
     monkeypatch.setattr(sinkhorn, "BLOCK_BYTES", 2**10)
 
 
-def _innocent_log_sum_exp(monkeypatch):
+def log_sum_exp(monkeypatch):
     monkeypatch.setattr(sinkhorn, "_is_eager_cpu", lambda x: False)
 
 
-innocent = [_innocent_small_blocks, _innocent_log_sum_exp]
+def distances_by_cdist(monkeypatch):
+    def cost(x, y):
+        return torch.cdist(x, y).square() / 2
+
+    monkeypatch.setattr(geomloss_velocity, "SamplesLoss", partial(geomloss_velocity.SamplesLoss, cost=cost))
+
+
+N_N_D = "(64, 48): one tensor has 196608 elements, N x N x D are 196608"
+PROOFS = [
+    Proof(
+        partial(check, "closed_form"),
+        {
+            products_by_hand: N_N_D,
+            every_matrix_kept: "bytes are alive at once, expected at most 6 (N x D + N x N) floats",
+        },
+        [small_blocks, log_sum_exp],
+    ),
+    Proof(partial(check, "geomloss_tensorized"), {differences: N_N_D}, [distances_by_cdist]),
+    Proof(
+        partial(check_estimate, "cifar10", *CIFAR10),
+        {products_by_hand: "cifar10: the estimate has room for a tensor of N x N x D floats"},
+        [small_blocks],
+    ),
+]
+
+
+def test_proof(case):
+    case()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_holds(storages, implementation):
-    check(storages, implementation, (SMALL, MNIST, CIFAR10))
+def test_shapes_of_the_paper(storages, implementation):
+    check(implementation, storages, (MNIST, CIFAR10))
 
 
 @pytest.mark.parametrize("shape", [MNIST, CIFAR10])
@@ -103,46 +151,6 @@ def test_the_belief_is_far_off_and_the_document_is_not(storages, shape):
     )
 
 
-def pool_bytes(experiment):
-    """What `repro memory` finds for one velocity of the pool, above the networks and the optimiser that lie beside it."""
-    phase = Planned.read(find_project(Path(__file__)), experiment, []).phases()[0]
-    (velocity,) = of_phase(phase, [], steps=1).parts[1:]
-    resident = sum(velocity.peak.by_kind.get(kind, 0) for kind in ("parameters", "optimiser"))
-    return (
-        velocity.peak.total - resident - sum(weight.nbytes for weight in phase.make_model().parameters())
-    )  # gradients
-
-
-@pytest.mark.parametrize(("experiment", "shape"), [("2d-moons", (256, 2)), ("cifar10", CIFAR10)])
-def test_the_estimate_says_that_n_is_not_what_does_not_fit(experiment, shape):
-    """The notes cut n, which defines the velocity, because of the belief. The command says what the velocity takes.
-
-    The points and a minibatch of the phase lie beside it: four more N x D.
-    """
-    n, d = shape
-    assert 0 < pool_bytes(experiment) <= FLOAT32 * (10 * n * d + 6 * n * n)
-
-
-def test_the_estimate_catches_products_by_hand(monkeypatch):
-    """Planted: the N x D x N products of the formula. The estimate sees them without a device and without memory for them."""
-    plant_products_by_hand(monkeypatch)
-    n, d = CIFAR10
-    assert pool_bytes("cifar10") > FLOAT32 * n * n * d
-
-
-@pytest.mark.parametrize("variant", innocent)
-def test_silent_on(proof, storages, variant):
-    proof.silent(lambda: check(storages, "closed_form"), variant)
-
-
-@pytest.mark.parametrize(
-    ("implementation", "plant"), [("closed_form", plant_products_by_hand), ("geomloss_tensorized", plant_differences)]
-)
-def test_catches_a_tensor_of_n_n_d_elements(proof, storages, implementation, plant):
-    reason = "(64, 48): one tensor has 196608 elements, N x N x D are 196608"
-    proof.caught(lambda: check(storages, implementation), plant, reason)
-
-
-def test_catches_matrices_that_are_kept(proof, storages):
-    reason = "bytes are alive at once, expected at most 6 (N x D + N x N) floats"
-    proof.caught(lambda: check(storages, "closed_form"), plant_every_matrix_kept, reason)
+def test_the_estimate_of_points():
+    n, d = 256, 2
+    assert 0 < pool_bytes("2d-moons") <= FLOAT32 * (10 * n * d + 6 * n * n)

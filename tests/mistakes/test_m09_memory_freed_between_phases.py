@@ -6,16 +6,17 @@ eval mode, without gradients.
 """
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
+from proof import Proof
 
 from nsgf.laws import ImageLaws
 from nsgf.phases import NSGFPhase, VelocityField, make_phases
 from repro import phases
-from repro.config import Pace
+from repro.config import Pace, load
 from repro.phases import Stepper, run_phase
-from repro.run import plan
 from repro.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"))
@@ -58,13 +59,14 @@ def spied(phase, patch):
     return made
 
 
-def check(project, folder, experiment="2d-moons"):
-    for number, phase in enumerate(make_phases(plan(project, experiment, TINY[experiment]).config, CPU)):
+def check(experiment, project, tmp_path):
+    config, _ = load(project.config_class(experiment), project.experiments()[experiment], TINY[experiment])
+    for number, phase in enumerate(make_phases(config, CPU)):
         with pytest.MonkeyPatch.context() as patch:
             made = spied(phase, patch)
             result = run_phase(
                 phase,
-                folder=folder / experiment / str(number),
+                folder=tmp_path / str(number),
                 identity={},
                 seed=0,
                 runtime=CPU,
@@ -84,11 +86,11 @@ def check(project, folder, experiment="2d-moons"):
         assert frozen, f"{phase.name}: its network is handed on with gradients"
 
 
-def plant_pool_kept(monkeypatch):
+def pool_kept(monkeypatch):
     monkeypatch.setattr(VelocityField, "release", lambda self: None)
 
 
-def plant_optimiser_kept(monkeypatch):
+def optimiser_kept(monkeypatch):
     """The phase keeps its optimiser for later."""
     real = NSGFPhase.make_optimiser
 
@@ -99,17 +101,17 @@ def plant_optimiser_kept(monkeypatch):
     monkeypatch.setattr(NSGFPhase, "make_optimiser", make_optimiser)
 
 
-def plant_losses_kept(monkeypatch):
+def losses_kept(monkeypatch):
     """The losses are collected as tensors, each with its graph, to be plotted at the end."""
     real, losses = Stepper.step, []
     monkeypatch.setattr(Stepper, "step", lambda self, loss, number: real(self, losses.append(loss) or loss, number))
 
 
-def plant_images_kept(monkeypatch):
+def images_kept(monkeypatch):
     monkeypatch.setattr(ImageLaws, "release", lambda self: None)
 
 
-def plant_average_kept(monkeypatch):
+def average_kept(monkeypatch):
     """The averaged weights are kept for a figure."""
     real, kept = Stepper.state_dict, []
     monkeypatch.setattr(Stepper, "state_dict", lambda self: kept.append(self.result) or real(self))
@@ -126,47 +128,45 @@ def handed_on(monkeypatch, change):
     monkeypatch.setattr(phases, "_load_finished", load_finished)
 
 
-def plant_training_mode(monkeypatch):
+def training_mode(monkeypatch):
     handed_on(monkeypatch, lambda model: model.train())
 
 
-def plant_gradients(monkeypatch):
+def gradients(monkeypatch):
     handed_on(monkeypatch, lambda model: model.requires_grad_(True))
 
 
-def _innocent_attribute_deleted(monkeypatch):
+def attribute_deleted(monkeypatch):
     monkeypatch.setattr(VelocityField, "release", lambda self: delattr(self, "pool"))
 
 
-def _innocent_numbers_kept(monkeypatch):
+def numbers_kept(monkeypatch):
     real, losses = phases._finite, []
     monkeypatch.setattr(phases, "_finite", lambda loss, *rest: losses.append(real(loss, *rest)) or losses[-1])
 
 
-innocent = [_innocent_attribute_deleted, _innocent_numbers_kept]
+PROOFS = [
+    Proof(
+        partial(check, "2d-moons"),
+        {
+            pool_kept: "velocity_field has ended, but still alive: pool",
+            optimiser_kept: "velocity_field has ended, but still alive: optimiser",
+            losses_kept: "velocity_field has ended, but still alive: graph",
+            training_mode: "velocity_field: its network is handed on in training mode",
+            gradients: "velocity_field: its network is handed on with gradients",
+        },
+        [attribute_deleted, numbers_kept],
+    ),
+    Proof(
+        partial(check, "digits"),
+        {
+            images_kept: "velocity_field has ended, but still alive: images",
+            average_kept: "velocity_field has ended, but still alive: averaged weights",
+        },
+        [numbers_kept],
+    ),
+]
 
 
-@pytest.mark.parametrize("experiment", TINY)
-def test_holds(project, tmp_path, experiment):
-    check(project, tmp_path, experiment)
-
-
-@pytest.mark.parametrize("variant", innocent)
-def test_silent_on(proof, project, tmp_path, variant):
-    proof.silent(lambda: check(project, tmp_path), variant)
-
-
-@pytest.mark.parametrize(
-    ("plant", "experiment", "reason"),
-    [
-        (plant_pool_kept, "2d-moons", "velocity_field has ended, but still alive: pool"),
-        (plant_optimiser_kept, "2d-moons", "velocity_field has ended, but still alive: optimiser"),
-        (plant_losses_kept, "2d-moons", "velocity_field has ended, but still alive: graph"),
-        (plant_images_kept, "digits", "velocity_field has ended, but still alive: images"),
-        (plant_average_kept, "digits", "velocity_field has ended, but still alive: averaged weights"),
-        (plant_training_mode, "2d-moons", "velocity_field: its network is handed on in training mode"),
-        (plant_gradients, "2d-moons", "velocity_field: its network is handed on with gradients"),
-    ],
-)
-def test_catches(proof, project, tmp_path, plant, experiment, reason):
-    proof.caught(lambda: check(project, tmp_path, experiment), plant, reason)
+def test_proof(case):
+    case()

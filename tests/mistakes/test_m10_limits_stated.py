@@ -5,10 +5,12 @@ run's record names the device that was used.
 """
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from proof import Proof
 
 from repro import arguments, cli, runinfo
 from repro.runtime import Runtime
@@ -24,23 +26,31 @@ LIMITS = {
 UNKNOWN_DEVICES = ["cuda:99", "gpu", "cuda:-1", ""]
 
 
-def check_readme(text):
+@pytest.fixture(autouse=True)
+def in_the_project(project, monkeypatch):
+    """The method was imported: what a library prints on that occasion is no line of the command."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(runinfo, "imported_versions", dict)  # takes a second
+
+
+def check_readme():
     """A section Limits that speaks of devices, precision, data sets and platforms."""
+    text = README.read_text(encoding="utf-8")
     section = re.search(r"^## Limits$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, "README.md has no section Limits"
     missing = [topic for topic, words in LIMITS.items() if not re.search(words, " ".join(section[1].split()))]
     assert not missing, f"README.md, Limits: nothing about {', '.join(missing)}"
 
 
-def check_command(capsys, folder, devices=UNKNOWN_DEVICES):
+def check_command(capsys, tmp_path, devices=UNKNOWN_DEVICES):
     """A device that is not there ends the command with exit code 2 and one line; nothing is written."""
     for name in devices:
-        code = cli.main(["run", "2d-moons", "--device", name, "--dry-run", "--runs", str(folder / "runs")])
+        code = cli.main(["run", "2d-moons", "--device", name, "--dry-run", "--runs", str(tmp_path / "runs")])
         told = capsys.readouterr()
         assert code == 2, f"--device '{name}': exit code {code} instead of 2, although there is no such device"
         lines = told.err.splitlines()
         assert len(lines) == 1 and lines[0].startswith(f"repro: --device: found '{name}', expected cpu"), told.err
-        assert told.out == "" and not (folder / "runs").exists()
+        assert told.out == "" and not (tmp_path / "runs").exists()
 
 
 def check_record(monkeypatch):
@@ -55,7 +65,33 @@ def check_record(monkeypatch):
     assert found == expected, f"the record names {found}"
 
 
-def plant_silent_fallback(monkeypatch):
+def readme(edit, monkeypatch, tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text(edit(README.read_text(encoding="utf-8")), encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "README", copy)
+
+
+def no_section(monkeypatch, tmp_path):
+    readme(lambda text: text.replace("## Limits", "## Notes"), monkeypatch, tmp_path)
+
+
+def second_gpu_not_mentioned(monkeypatch, tmp_path):
+    readme(lambda text: text.replace("A second GPU sits idle", ""), monkeypatch, tmp_path)
+
+
+def empty_section(monkeypatch, tmp_path):
+    readme(lambda text: text.partition("## Limits")[0] + "## Limits\n", monkeypatch, tmp_path)
+
+
+def another_order(monkeypatch, tmp_path):
+    def reverse(text):
+        before, limits = text.split("## Limits")
+        return f"{before}## Limits\n- " + "\n- ".join(reversed(limits.split("\n- "))) + "\n\n## After\n"
+
+    readme(reverse, monkeypatch, tmp_path)
+
+
+def silent_fallback(monkeypatch):
     """What is not there becomes the CPU."""
     real = arguments.device
 
@@ -68,80 +104,67 @@ def plant_silent_fallback(monkeypatch):
     monkeypatch.setattr(arguments, "device", device)
 
 
-def plant_first_gpu_named(monkeypatch):
+def first_gpu_named(monkeypatch):
     real = runinfo.machine
     monkeypatch.setattr(
         runinfo, "machine", lambda device: real(torch.device("cuda:0") if device.type == "cuda" else device)
     )
 
 
-def plant_device_not_named(monkeypatch):
+def device_not_named(monkeypatch):
     real = runinfo.machine
     monkeypatch.setattr(runinfo, "machine", lambda device: real(device) | {"device": "cpu"})
 
 
-innocent = ["cpu", "cpu:0", "auto"]
+def refused_with_advice(monkeypatch):
+    real = arguments.device
+
+    def device(name, world):
+        try:
+            return real(name, world)
+        except arguments.BadInput as error:
+            raise arguments.BadInput(f"{error}; README.md, Limits, says what a run can use") from None
+
+    monkeypatch.setattr(arguments, "device", device)
 
 
-@pytest.fixture(autouse=True)
-def in_the_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def measured_twice(monkeypatch):
+    real = runinfo.machine
+    monkeypatch.setattr(runinfo, "machine", lambda device: real(torch.device("cpu")) | real(device))
 
 
-def test_holds_for_the_readme():
-    check_readme(README.read_text(encoding="utf-8"))
+PROOFS = [
+    Proof(
+        check_readme,
+        {
+            no_section: "README.md has no section Limits",
+            second_gpu_not_mentioned: "README.md, Limits: nothing about devices",
+            empty_section: "README.md, Limits: nothing about devices, precision, data sets, platforms",
+        },
+        [another_order],
+    ),
+    Proof(
+        check_command,
+        {silent_fallback: "--device 'cuda:99': exit code 0 instead of 2, although there is no such device"},
+        [refused_with_advice],
+    ),
+    Proof(
+        check_record,
+        dict.fromkeys([first_gpu_named, device_not_named], "the record names {'cpu': 'cpu', 'cuda:0': "),
+        [measured_twice],
+    ),
+]
 
 
-def test_holds_for_the_command(capsys, tmp_path):
-    check_command(capsys, tmp_path)
+def test_proof(case):
+    case()
 
 
-def test_holds_for_the_record(monkeypatch):
-    check_record(monkeypatch)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "meta",
-        "hpu",
-    ],
-)
-def test_holds_for_devices_that_torch_knows_and_no_run_can_use(capsys, tmp_path, name):
+@pytest.mark.parametrize("name", ["meta", "hpu"])
+def test_devices_that_torch_knows_and_no_run_can_use(capsys, tmp_path, name):
     check_command(capsys, tmp_path, [name])
 
 
-@pytest.mark.parametrize("name", innocent)
-def test_silent_on_a_device_that_is_there(tmp_path, name):
+@pytest.mark.parametrize("name", ["cpu", "cpu:0", "auto"])
+def test_a_device_that_is_there(tmp_path, name):
     assert cli.main(["run", "2d-moons", "--device", name, "--dry-run", "--runs", str(tmp_path)]) == 0
-
-
-def test_silent_on_a_readme_in_another_order():
-    text = README.read_text(encoding="utf-8")
-    before, limits = text.split("## Limits")
-    items = limits.split("\n- ")
-    check_readme(f"{before}## Limits\n- " + "\n- ".join(reversed(items)) + "\n\n## After\n")
-
-
-def test_catches_a_readme_without_limits():
-    text = README.read_text(encoding="utf-8")
-    for without, reason in (
-        (text.replace("## Limits", "## Notes"), "README.md has no section Limits"),
-        (text.replace("A second GPU sits idle", ""), "README.md, Limits: nothing about devices"),
-        (
-            text.partition("## Limits")[0] + "## Limits\n",
-            "README.md, Limits: nothing about devices, precision, data sets, platforms",
-        ),
-    ):
-        with pytest.raises(AssertionError, match=re.escape(reason)):
-            check_readme(without)
-
-
-def test_catches_a_silent_fallback(proof, capsys, tmp_path):
-    reason = "--device 'cuda:99': exit code 0 instead of 2, although there is no such device"
-    proof.caught(lambda: check_command(capsys, tmp_path), plant_silent_fallback, reason)
-
-
-@pytest.mark.parametrize("plant", [plant_first_gpu_named, plant_device_not_named])
-def test_catches_a_record_of_another_device(proof, monkeypatch, plant):
-    proof.caught(lambda: check_record(monkeypatch), plant, "the record names {'cpu': 'cpu', 'cuda:0': ")

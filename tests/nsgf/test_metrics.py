@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nsgf.metrics import sinkhorn_divergence, transport_distances, w2_squared
+from nsgf.metrics import divergence_tensor, sinkhorn_divergence, transport_distances, w2_squared
 
 
 def cloud(n=64, seed=0):
@@ -43,6 +43,23 @@ def test_the_sinkhorn_divergence_of_far_clouds_is_half_the_squared_distance():
 
 def test_the_sinkhorn_divergence_of_a_cloud_with_itself_is_zero():
     assert sinkhorn_divergence(cloud(), cloud(), blur=0.05, scaling=0.9) == pytest.approx(0, abs=1e-6)
+
+
+def test_blur_scaling_and_diameter_are_those_that_were_asked_for():
+    """Each moves the divergence of clouds that overlap; GeomLoss' own defaults are 0.05, 0.5 and the measured diameter."""
+    x, y = cloud(seed=1), cloud(seed=2)
+    usual = float(divergence_tensor(x, y, blur=1.0, scaling=0.8))
+    assert float(divergence_tensor(x, y, blur=0.05, scaling=0.8)) > 1.5 * usual
+    for other in ({"scaling": 0.3}, {"scaling": 0.8, "diameter": 100.0}):
+        assert float(divergence_tensor(x, y, blur=1.0, **other)) != pytest.approx(usual, rel=1e-4)
+
+
+def test_points_that_are_not_finite_are_counted_and_refused():
+    x = cloud(seed=1)
+    x[3, 0], x[5] = math.nan, math.inf
+    for clouds in ((x, cloud()), (cloud(), x)):
+        with pytest.raises(ValueError, match=r"^W2: found 2 of \d+ points not finite$"):
+            w2_squared(*clouds)
 
 
 def test_the_floor_is_not_zero():

@@ -63,6 +63,10 @@ def without_weights_of_points(x, y):
     return sinkhorn.velocity(x, y, blur=0.5, scaling=0.5) / len(x)
 
 
+def without_the_self_term(x, y):
+    return sinkhorn.barycentric_projection(sinkhorn.potentials(x, y, blur=0.5, scaling=0.5), y) - x
+
+
 def of_any_shape(x, y):
     return sinkhorn.velocity(x.flatten(1), y.flatten(1), blur=0.5, scaling=0.5).view_as(x)
 
@@ -74,6 +78,17 @@ def forgets_scaling(x, y):
 def test_a_velocity_without_the_weights_of_the_points_is_caught():
     with pytest.raises(AssertionError, match="off the translation"):
         probes.check_velocity(without_weights_of_points, (64, 2), None, CPU)
+
+
+def test_a_velocity_without_the_self_term_is_caught_where_points_lie_apart():
+    with pytest.raises(AssertionError, match="off the translation"):
+        probes.check_velocity(without_the_self_term, (64, 784), None, CPU)
+
+
+@pytest.mark.parametrize("blur", [0.05, 0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("scaling", [0.5, 0.8, 0.95])
+def test_a_velocity_that_is_truncated_is_not_taken_for_wrong(blur, scaling):
+    probes.check_velocity(partial(sinkhorn.velocity, blur=blur, scaling=scaling), (256, 2), None, CPU)
 
 
 def test_a_velocity_that_takes_images_is_caught():

@@ -86,6 +86,13 @@ def add_experiments(parser: argparse.ArgumentParser, *, default_all: bool) -> No
     )
 
 
+class Seeds(argparse.Action):
+    """A seed that is named twice is one run: two processes in one folder would spoil each other."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, list(dict.fromkeys(values)))
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """--set and --train-iters; read them with `overrides`."""
     parser.add_argument(

@@ -40,7 +40,7 @@ from repro.run import (
     unmeasured,
     write_record,
 )
-from repro.runinfo import describe
+from repro.runinfo import describe, loaded, renewed
 from repro.runtime import Runtime, deterministic
 from repro.step import arithmetic
 
@@ -82,7 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: repro evaluate digits --seeds 0 1 2 --data-root data"
     arguments.add_experiments(parser, default_all=False)
     parser.add_argument(
-        "--seeds", nargs="+", type=arguments.seed, metavar="SEED", help="which runs (default: all that are in --runs)"
+        "--seeds",
+        nargs="+",
+        action=arguments.Seeds,
+        type=arguments.seed,
+        metavar="SEED",
+        help="which runs (default: all that are in --runs)",
     )
     arguments.add_overrides(parser)
     arguments.add_runs(parser)
@@ -133,10 +138,11 @@ def find_runs(
 def evaluate_anew(run: Finished, runtime: Runtime) -> Outcome:
     """Evaluates a finished run and replaces its record. Raises BadInput when its networks cannot be had; nothing is written then."""
     with _threads_of(run.record, runtime), deterministic(runtime.device), arithmetic("float32"):
-        origin = describe(run.now.project.root, runtime)
+        origin, before = describe(run.now.project.root, runtime), loaded()
         phases = networks(run.trained, run.seed, run.folder, runtime)
         models = {name: phase.model for name, phase in phases.items()}
         evaluation, seconds = measure(run.now, run.seed, models, runtime)
+        origin = renewed(origin, before)
     metrics = {name: float(value) for name, value in evaluation.metrics.items()}
     archive = next_archive(run.folder)
     record = run.record | {

@@ -35,6 +35,9 @@ from repro.termination import deferred_termination
 RUNNING = "running.safetensors"
 """The last saved state of a phase that is not finished, in the phase's folder."""
 
+LEAST_SCALE = 2.0**-24
+"""Of a loss in fp16. A gradient that overflows with less is above 10^12, or it is not finite in any precision."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -72,7 +75,8 @@ class Phase(ABC):
     def minibatch(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """The named tensors of one minibatch, on the CPU, every draw from `generator` (a CPU generator).
 
-        Each has one row per example. Several processes draw the same minibatch and take a share of its rows.
+        Each has one row per example. Several processes draw the same minibatch and take a share of its rows; a library that draws
+        from the global generators all the same gets the same numbers in each of them.
         """
 
     @abstractmethod
@@ -145,8 +149,8 @@ def run_phase(
 
     `identity` is what must not change between start and resume (the resolved configuration); a state of another
     identity is refused with BadInput that names the differences. A damaged newest state is passed over for the one
-    before it, with a warning; checkpoint.Damaged when there is no sound one. Raises RunFailed when the loss stops being
-    finite or the disk is full, Terminated after the state was saved because of a SIGTERM.
+    before it, with a warning; checkpoint.Damaged when there is no sound one. Raises RunFailed when the loss, the gradient or
+    a weight stops being finite or the disk is full, Terminated after the state was saved because of a SIGTERM.
     """
     finished, identity = folder / "model.safetensors", {"phase": phase.name, **identity}
     if not finished.exists():
@@ -204,6 +208,7 @@ def _train(
     prepare_s = time.perf_counter() - began
 
     def save(path: Path, network: nn.Module, steps_done: int, rest: dict[str, Any]) -> None:
+        _require_finite_weights(network, phase, steps_done)
         wall_s = spent_s + time.perf_counter() - began
         progress_so_far = {"identity": identity, "steps_done": steps_done, "wall_s": wall_s, "curve": log.curve}
         if world.first:
@@ -214,9 +219,12 @@ def _train(
     steps = range(start, phase.iterations)
     with arithmetic(phase.options.precision), deferred_termination() as stop:
         for step in progress(steps, phase.name, total=phase.iterations, initial=start, shown=world.first):
-            # Global generators too: dropout inside a network draws from them.
-            seed_global_generators(seed, phase.name, "step", step, *world.rank_part)
+            # Global generators too: a library draws from them while all processes make the same minibatch, and dropout does
+            # while each trains on its own share.
+            seed_global_generators(seed, phase.name, "step", step)
             minibatch = phase.minibatch(step, generator(seed, phase.name, "draws", step))
+            if world.rank_part:
+                seed_global_generators(seed, phase.name, "step", step, *world.rank_part)
             batch = {name: column.to(device) for name, column in world.share_of(minibatch, phase.name).items()}
             with stepper.autocast():
                 loss = phase.loss(shared, batch)
@@ -228,6 +236,7 @@ def _train(
             logs = ends or steps_done % pace.log_every == 0
             if logs or saves:
                 value = _finite(world.mean(float(loss.detach())), phase, steps_done)
+                _require_finite_gradients(stepper.scale, phase, steps_done)
             if logs:
                 log.write(steps_done, value)
             if saves:
@@ -305,6 +314,25 @@ def _finite(value: float, phase: Phase, steps_done: int) -> float:
     if value != value or abs(value) == float("inf"):
         raise RunFailed(f"phase {phase.name}, step {steps_done}: the loss is {value}; the last saved state is kept")
     return value
+
+
+def _require_finite_gradients(scale: float, phase: Phase, steps_done: int) -> None:
+    """Of a loss that is scaled: a step whose gradient is not finite is passed over, with half the scale the next time."""
+    if scale < LEAST_SCALE:
+        raise RunFailed(
+            f"phase {phase.name}, step {steps_done}: the gradient is not finite, however little the loss is scaled ({scale:.0e}); "
+            "the last saved state is kept"
+        )
+
+
+def _require_finite_weights(network: nn.Module, phase: Phase, steps_done: int) -> None:
+    """The loss says nothing about the step that was made from it. Buffers may hold infinities, as a mask does."""
+    broken = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        names = ", ".join(broken[:3]) + f" and {len(broken) - 3} more" * (len(broken) > 3)
+        raise RunFailed(
+            f"phase {phase.name}, step {steps_done}: the weights of {names} are not finite; the last saved state is kept"
+        )
 
 
 class _Log:

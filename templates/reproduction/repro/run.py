@@ -27,7 +27,7 @@ from repro.method import Evaluation, Project
 from repro.phases import RUNNING, Phase, PhaseResult, run_phase
 from repro.progress import progress
 from repro.randomness import seed_global_generators
-from repro.runinfo import describe, peak_host_bytes
+from repro.runinfo import describe, loaded, peak_host_bytes, renewed
 from repro.runtime import Runtime, deterministic
 from repro.spec import check_experiment, claim_hashes, load_spec
 from repro.step import arithmetic, check_precision
@@ -45,6 +45,8 @@ class Plan:
     changes: list[Change]
     departures: list[Change]
     claims: dict[str, str]
+    seeds: list[int]
+    """Those that the spec plans."""
 
 
 def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
@@ -68,7 +70,7 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
             f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden"
         )
     departures = differences(shaping(shipped), shaping(config))
-    return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment))
+    return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment), spec.seeds)
 
 
 def run_folder(runs: Path, experiment: str, seed: int) -> Path:
@@ -98,7 +100,7 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
             print(f"{folder}: {line}", file=sys.stderr)
     world.barrier()
 
-    info = describe(plan.project.root, runtime)
+    info, before = describe(plan.project.root, runtime), loaded()
     with deterministic(runtime.device), arithmetic("float32"):
         results: dict[str, PhaseResult] = {}
         for number, phase in enumerate(phases, start=1):
@@ -107,7 +109,7 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
             except Damaged as error:
                 raise BadInput(f"{error}; start phase {number} over with --resume-phase {number}") from None
         if world.first:
-            _evaluate(plan, seed, folder, runtime, results, info)
+            _evaluate(plan, seed, folder, runtime, results, info, before)
     return folder
 
 
@@ -127,7 +129,13 @@ def _train(
 
 
 def _evaluate(
-    plan: Plan, seed: int, folder: Path, runtime: Runtime, results: dict[str, PhaseResult], info: dict[str, Any]
+    plan: Plan,
+    seed: int,
+    folder: Path,
+    runtime: Runtime,
+    results: dict[str, PhaseResult],
+    info: dict[str, Any],
+    before: frozenset[str],
 ) -> None:
     models = {name: result.model for name, result in results.items()}
     evaluation, evaluation_s = measure(plan, seed, models, runtime)
@@ -140,7 +148,8 @@ def _evaluate(
         "config_hash": digest(plan.config),
         "departures": [str(change) for change in plan.departures],
         "claims": plan.claims,
-        **info,
+        "planned_seeds": plan.seeds,
+        **renewed(info, before),
         "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()}
         | {"evaluate": round(evaluation_s, 2)},
         "prepare_s": {name: round(result.prepare_s, 2) for name, result in results.items()},

@@ -29,7 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: repro run '2d-*' --seeds 0 1 2 --jobs 2 --resume"
     arguments.add_experiments(parser, default_all=False)
     parser.add_argument(
-        "--seeds", nargs="+", type=arguments.seed, default=[0], metavar="SEED", help="one run per seed (default: 0)"
+        "--seeds",
+        nargs="+",
+        action=arguments.Seeds,
+        type=arguments.seed,
+        default=[0],
+        metavar="SEED",
+        help="one run per seed (default: 0)",
     )
     arguments.add_overrides(parser)
     parser.add_argument("--resume", action="store_true", help="go on with runs that exist, skip finished ones")

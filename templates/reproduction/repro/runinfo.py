@@ -30,11 +30,21 @@ def describe(root: Path, runtime: Runtime) -> dict[str, Any]:
     return {
         "command": " ".join(["repro", *sys.argv[1:]]),
         "commit": git_commit(root),
-        "versions": {"python": platform.python_version(), **imported_versions()},
+        "versions": _versions(),
         "machine": machine(runtime.device),
         "processes": runtime.world.size,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def loaded() -> frozenset[str]:
+    """The names of all packages of which this process has imported something."""
+    return frozenset(name.partition(".")[0] for name in sys.modules)
+
+
+def renewed(info: dict[str, Any], before: frozenset[str]) -> dict[str, Any]:
+    """`info` with the versions of what was imported since `before` was all that was loaded: a data set's reader, a metric."""
+    return info if loaded() <= before else info | {"versions": _versions()}
 
 
 def imported_versions() -> dict[str, str]:
@@ -87,6 +97,10 @@ def git_commit(root: Path) -> str:
     if commit is None:
         return "none"
     return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **imported_versions()}
 
 
 def _git(root: Path, *arguments: str) -> str | None:

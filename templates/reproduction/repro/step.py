@@ -92,6 +92,11 @@ class Stepper:
             self._average.update_parameters(self._model)
 
     @property
+    def scale(self) -> float:
+        """By which the loss is multiplied before its gradient is taken: 1 unless the precision is fp16."""
+        return self._scaler.get_scale()
+
+    @property
     def result(self) -> nn.Module:
         """The network that the phase hands on: the average if there is one."""
         return self._model if self._average is None else self._average.module

@@ -141,7 +141,7 @@ class _Watch:
         for name, before in self._last.items():
             size, change = (
                 float(before.square().mean().sqrt()),
-                float((self._named[name] - before).square().mean().sqrt()),
+                float((self._named[name].detach() - before).square().mean().sqrt()),
             )
             if size > 0 and change > 0:
                 self._ratios.setdefault(name, []).append(math.log10(change / size))

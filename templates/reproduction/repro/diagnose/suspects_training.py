@@ -140,7 +140,7 @@ def affine(m: Measured, place: Place) -> Iterator[Finding]:
 def rate(m: Measured, place: Place) -> Iterator[Finding]:
     fit, learning = m.fit, m.learning
     broken = m.bad_rows is not None or any(bad_gradients(m, place))
-    if fit is None or learning is None or broken:
+    if fit is None or learning is None or broken or (fit.steps < FEWEST_STEPS and learning.broke_at is None):
         return
     worse = learning.worse_than(m.initial, m.constant)
     slower = any(fit.fitted(factor) for factor in fit.losses if factor < 1)

@@ -38,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", metavar="NAME", help="experiment")
     parser.add_argument("--platform", choices=list(PLATFORMS), required=True, help="where it will run")
     parser.add_argument(
-        "--seeds", nargs="+", type=arguments.seed, default=[0], metavar="SEED", help="one run per seed (default: 0)"
+        "--seeds",
+        nargs="+",
+        action=arguments.Seeds,
+        type=arguments.seed,
+        default=[0],
+        metavar="SEED",
+        help="one run per seed (default: 0)",
     )
     arguments.add_overrides(parser)
     parser.add_argument(

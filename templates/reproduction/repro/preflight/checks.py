@@ -74,7 +74,8 @@ CHECKS = {
     ),
     "evaluation": Check("experiment", "it runs, and what it gives can be kept", "see the line"),
     "eval mode": Check(
-        "experiment", "no network is in training mode when it is evaluated", "call train() on none, eval() on new ones"
+        "experiment", "no network is in training mode when it is evaluated",
+        "call train() on none, eval() on new ones; give a function of dropout training=self.training",
     ),
     "metrics": Check(
         "experiment", "every metric that a claim names is given, and finite", "correct the name in the spec or in evaluate"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from repro.config import RunConfig, flatten, load, validate
 from repro.errors import BadInput
@@ -32,6 +33,10 @@ OF_EXPERIMENT = tuple(name for name, check in CHECKS.items() if check.of == "exp
 OTHER_ITERATIONS = STEPS + 1
 ADAM_COPIES = 3
 """Weights and two moments: what a state of a phase holds, where no smaller one was measured."""
+DROPOUTS = {
+    getattr(nn.functional, name)
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+}
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,8 @@ def _evaluation(
     findings.judge("eval mode", f"found {listed(sorted(training))} in training mode" if training else None)
     findings.judge("metrics", _fault_of_metrics(spec, findings.experiment or "", values))
     try:
-        second = _evaluate(project, config, models, trial)
+        with _training_modules():  # or a layer may take another way through PyTorch than in the first
+            second = _evaluate(project, config, models, trial)
         changed = _changed(first, second)
         findings.judge("repetition", f"found {listed(changed)} different in the second" if changed else None)
     except Exception as error:
@@ -302,7 +308,8 @@ def _evaluate(project: Project, config: RunConfig, models: Mapping[str, nn.Modul
 
 @contextmanager
 def _training_modules() -> Iterator[set[str]]:
-    """Collects the kinds of module that are called in training mode although that changes what they compute."""
+    """Collects the kinds of module that are called in training mode although that changes what they compute, and the functions of
+    dropout that are called as in training: no mode reaches them."""
     found: set[str] = set()
 
     def look(module: nn.Module, inputs: tuple) -> None:
@@ -310,10 +317,31 @@ def _training_modules() -> Iterator[set[str]]:
             found.add(type(module).__name__)
 
     handle = nn.modules.module.register_module_forward_pre_hook(look)
+    called = _TrainingDropout()
     try:
-        yield found
+        with called:
+            yield found
     finally:
         handle.remove()
+        found |= called.found if not found else set()  # a module's own call is among them
+
+
+class _TrainingDropout(TorchFunctionMode):
+    """Collects the functions of dropout that are called, while this is entered, with values that drop something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is nn.functional.scaled_dot_product_attention:
+            drops = (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) > 0
+        else:
+            drops = function in DROPOUTS and kwargs["training"] and kwargs["p"] > 0  # PyTorch passes both by name
+        if drops:
+            self.found.add(f"{function.__name__}()")
+        return function(*args, **kwargs)
 
 
 def _depends_on_mode(module: nn.Module) -> bool:

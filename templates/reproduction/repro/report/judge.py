@@ -6,7 +6,7 @@ shown beside it. Runs that depart from the shipped configuration are shown and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -62,6 +62,8 @@ def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
     floors = [record["metrics"][claim.floor] for record in used if claim.floor in record["metrics"]]
     if floors and claim.reported < min(floors):
         reason += f"; {BELOW_FLOOR}"
+    if added := _seeds_added(spec, used):
+        reason += f"; added to the planned seeds after a run: {_listed(added)}"
     pairs = _pairs(claim, used)
     interval = pairs.interval if pairs else mean_interval(values)
     metric = claim.metric if claim.divided_by is None else f"{claim.metric} / {claim.divided_by}"
@@ -142,14 +144,37 @@ def _verdict(
         return INCONCLUSIVE, f"{SHORTENED}: {'; '.join(departures)}"
     if any(record["claims"].get(claim.id) != current_hash for record in used):
         return INCONCLUSIVE, "the claim or its tolerance was changed after the run"
-    missing = sorted(set(seeds) - {record["seed"] for record in used})
+    dropped = _planned(used) - set(seeds)
+    if dropped:
+        return INCONCLUSIVE, f"dropped from the planned seeds after the runs: {_listed(dropped)}"
+    missing = set(seeds) - {record["seed"] for record in used}
     if missing:
-        return INCONCLUSIVE, f"no run of seed {', '.join(map(str, missing))}"
+        return INCONCLUSIVE, f"no run of seed {_listed(missing)}"
     grades = {_grade(claim, tolerance, value) for value in values}
     grade = _grade(claim, tolerance, mean(values))
     if {REPRODUCED, NOT} <= grades:
         return INCONCLUSIVE, f"the seeds disagree: {', '.join(sorted(grades))}"
     return grade, _comparison(claim, tolerance, mean(values))
+
+
+def _planned(used: Sequence[dict]) -> set[int]:
+    """The seeds that the spec planned when one of the runs was made, as far as the records say; those of an older kit do not."""
+    return {seed for record in used for seed in record.get("planned_seeds", [])}
+
+
+def _seeds_added(spec: Spec, used: Sequence[dict]) -> set[int]:
+    """The seeds that the spec did not plan yet when one of the runs was made."""
+    return {
+        seed
+        for record in used
+        if "planned_seeds" in record
+        for seed in spec.seeds
+        if seed not in record["planned_seeds"]
+    }
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
 
 
 def _grade(claim: Claim, tolerance: Tolerance, value: float) -> str:

@@ -72,15 +72,17 @@ def collect(runs: Path, reports: Path) -> list[dict]:
     """Copies the record of every finished run under `runs` into `reports`/records and returns all that lie there.
 
     Superseded records lie a folder deeper and are not taken. Raises BadInput rather than put a shortened run in the place of a
-    full one.
+    full one, or count a seed twice.
     """
     store = reports / "records"
     copies = {
         store / f"{path.parent.parent.name}-{path.parent.name}.json": path
         for path in sorted(runs.glob(f"*/seed-*/{RECORD}"))
     }
+    found: dict[tuple[str, int], Path] = {}
     for kept, path in copies.items():
         record = read_record(path)  # all of them before anything is written
+        _once(record, path, found)
         if kept.exists() and record["departures"] and not read_record(kept)["departures"]:
             raise BadInput(
                 f"{path}: found a shortened or altered run, expected none in the place of the full one in {kept}; report it with --out to another folder"
@@ -96,21 +98,25 @@ def read_records(store: Path) -> list[dict]:
 
     Raises BadInput for a file that is no record, and for two records of one run: the seed would count twice.
     """
-    found: dict[tuple[str, int], tuple[Path, dict]] = {}
+    found: dict[tuple[str, int], Path] = {}
+    records = []
     for path in sorted(store.glob("*.json")):
-        record = read_record(path)
-        run = record["experiment"], record["seed"]
-        if run in found:
-            raise BadInput(
-                f"{path}: found a second record of {run[0]}, seed {run[1]}, expected one; the other is {found[run][0]}"
-            )
-        found[run] = path, record
-    return [record for _, (_, record) in sorted(found.items())]
+        records.append(read_record(path))
+        _once(records[-1], path, found)
+    return sorted(records, key=lambda record: (record["experiment"], record["seed"]))
+
+
+def _once(record: dict, path: Path, found: dict[tuple[str, int], Path]) -> None:
+    """Notes where the record of a run lies. Raises BadInput for the second one of a run."""
+    run = record["experiment"], record["seed"]
+    other = found.setdefault(run, path)
+    if other != path:
+        raise BadInput(f"{path}: found a second record of {run[0]}, seed {run[1]}, expected one; the other is {other}")
 
 
 REQUIRED = {"experiment", "seed", "metrics", "claims", "departures", "commit", "machine"}
 FIELDS = {
-    "experiment": str, "seed": int, "config": dict, "config_hash": str, "departures": list, "claims": dict, "command": str, "commit": str,
+    "experiment": str, "seed": int, "config": dict, "config_hash": str, "departures": list, "claims": dict, "planned_seeds": list, "command": str, "commit": str,
     "versions": dict, "machine": dict, "processes": int, "started": str, "wall_s": dict, "prepare_s": dict, "parameters": dict,
     "peak_device_mib": dict, "metrics": dict, "curves": dict,
 }  # fmt: skip
