@@ -179,7 +179,7 @@ OPERATORS = (
     Operator("RRW", "weight regularisation removed", without="the paper has none"),
     Operator("RCD", "dropout rate", (("cifar10", "phases.velocity_field.network.dropout", 0.5),)),
     Operator("RCP", "patience of early stopping", without="the kit has no early stopping"),
-    Operator("WCI", "initialisation: normal, deviation 1", code=_both(_model(_weights(lambda p: p.normal_(generator=torch.Generator().manual_seed(0))))), entries=("m45",)),
+    Operator("WCI", "initialisation: normal, deviation 1", code=_both(_model(_weights(lambda p: p.normal_(generator=torch.Generator().manual_seed(0)))))),
     Operator("WCI", "initialisation: zeros", code=_both(_model(_weights(lambda p: p.zero_())))),
     Operator("WAB", "bias added", without="every layer has one, as in the code that the paper cites"),
     Operator("WRB", "bias removed", code=_both(_model(_without_bias))),

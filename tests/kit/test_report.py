@@ -74,6 +74,37 @@ def test_a_ratio_divides_seed_by_seed():
     assert judge_all(claim, records)[0].reproduced["mean"] == 2.25
 
 
+def test_a_judgement_says_what_was_claimed_and_how_far_off_it_is():
+    judgement = verdict(spec(), 2.0, 4.0)
+    claimed = judgement.id, judgement.statement, judgement.where, judgement.experiment, judgement.kind, judgement.metric
+    assert claimed == ("constant", "The constant is three.", "page 1", "toy", "equal", "constant.value")
+    assert judgement.reported == 3.0 and judgement.tolerance == {
+        "reproduced": 0.5,
+        "close": 1.0,
+        "why": "chosen for the test",
+    }
+    assert judgement.reproduced == {"mean": 3.0, "spread": pytest.approx(2**0.5), "values": [2.0, 4.0]}
+    assert judgement.reason == "+0.0% from the reported value, 50% allowed"
+    assert verdict(spec(), 3.6, 3.6).reason == "+20.0% from the reported value, 50% allowed"
+    assert verdict(spec(kind="at_most"), 0.1, 0.1).reason == "at most 0.5 allowed"
+
+
+def test_a_ratio_is_told_as_one_and_needs_both_metrics():
+    claim = spec(metric="a", divided_by="b", reported=2.0)
+    both = [record(claim, seed, {"a": 4.0, "b": 2.0}) for seed in (0, 1)]
+    assert judge_all(claim, both)[0].metric == "a / b"
+    assert judge_all(claim, [record(claim, seed, {"a": 4.0}) for seed in (0, 1)])[0].verdict == "could not run"
+
+
+@pytest.mark.parametrize(("floor", "told"), [(3.5, True), (3.0, False), (2.5, False)])
+def test_a_value_below_the_floor_is_told_beside_the_verdict(floor, told):
+    claim = spec(floor="floor")
+    judgement = judge_all(claim, [record(claim, seed, {"constant.value": 3.0, "floor": floor}) for seed in (0, 1)])[0]
+    assert judgement.reason == "+0.0% from the reported value, 50% allowed" + told * (
+        "; the reported value is below the floor of this metric"
+    )
+
+
 def test_without_a_run_a_claim_could_not_run():
     assert judge_all(spec(), [])[0].verdict == "could not run"
 

@@ -50,6 +50,7 @@ def test_blur_scaling_and_diameter_are_those_that_were_asked_for():
     x, y = cloud(seed=1), cloud(seed=2)
     usual = float(divergence_tensor(x, y, blur=1.0, scaling=0.8))
     assert float(divergence_tensor(x, y, blur=0.05, scaling=0.8)) > 1.5 * usual
+    assert float(divergence_tensor(x, y, blur=1.0, scaling=0.8, diameter=8.0)) == pytest.approx(usual, rel=1e-2)
     for other in ({"scaling": 0.3}, {"scaling": 0.8, "diameter": 100.0}):
         assert float(divergence_tensor(x, y, blur=1.0, **other)) != pytest.approx(usual, rel=1e-4)
 
