@@ -156,13 +156,11 @@ def test_seeds_that_were_chosen_among_those_planned_never_count():
     assert judgement.verdict == "inconclusive"
     assert judgement.reason == "dropped from the planned seeds after the runs: 2, 3"
 
-    assert judgement.verdict == "reproduced"
-    assert judgement.reason == "+0.0% from the reported value, 50% allowed; added to the planned seeds after a run: 1"
-
 
 def test_a_seed_that_was_planned_after_a_run_is_said_in_the_line_of_the_verdict():
     judgement = planned([0], 3.0, 3.0)
-    assert judgement.verdict == "reproduced" and "; added to the planned seeds after a run: 1" in judgement.reason
+    assert judgement.verdict == "reproduced"
+    assert judgement.reason == "+0.0% from the reported value, 50% allowed; added to the planned seeds after a run: 1"
     assert "planned" not in planned([0, 1], 3.0, 3.0).reason
 
 
