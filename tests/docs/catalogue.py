@@ -48,7 +48,9 @@ class Entry:
 
 def sections(text: str, letter: str) -> list[tuple[str, str, str]]:
     """(number, title, body) of every heading with an id such as {#m01}."""
-    found = re.findall(rf"^### ({letter}\d\d) (.+?) \{{#(\w+)\}}\n(.*?)(?=^###? |\Z)", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        rf"^### ({letter}\d\d) ([^\n]+?) \{{#(\w+)\}}\n(.*?)(?=^###? |\Z)", text, re.MULTILINE | re.DOTALL
+    )
     return [
         (number if number == identifier else f"{number} with id {identifier}", title, body)
         for number, title, identifier, body in found

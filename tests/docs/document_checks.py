@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 from pathlib import Path
 
 import markdown
@@ -42,7 +42,8 @@ FIELDS = (
     "Evidence",
     "Test",
 )
-LABELS = ("Field notes", "Measured here", "Dossier", "Paper", "Cited", "Authors' code")
+LABELS = ("Field notes", "Measured here", "By hand", "Dossier", "Paper", "Cited", "Authors' code", "Assumed")
+SHORTEST_REASON = 12
 TOKENS_PER_WORD = 1.35  # a proxy: no tokeniser is needed, and English Markdown lies near it
 
 
@@ -209,9 +210,21 @@ def catalogue_problems(text: str, tests: Mapping[str, str], skill: str, pages: C
     numbers = [entry.number for entry in found]
     headings = len(re.findall(r"^### m\d", text, re.MULTILINE))
     if numbers != [f"m{n:02}" for n in range(1, len(found) + 1)] or headings != len(found):
-        problems.append(
-            f"entries: found {', '.join(numbers)}, expected m01, m02, ... each with its id, none left out or used twice"
+        odd = next(
+            (n for n, m in zip_longest(numbers, (f"m{i:02}" for i in range(1, len(found) + 1))) if n != m), numbers[-1:]
         )
+        problems.append(
+            f"entries: found {headings} headings and {len(found)} with an id that fits, '{odd}' out of line; expected m01 to m{headings:02}, "
+            f"in order, each as '### m{headings:02} Title {{#m{headings:02}}}'"
+        )
+    outside = re.findall(
+        r"^### (m\d\d)",
+        f"\n{text}".partition("\n## Mistakes\n")[0] + text.partition("\n## Principles\n")[2],
+        re.MULTILINE,
+    )
+    problems += [f"{number}: stands outside of 'Mistakes'" for number in outside]
+    for number, _, body in sections(text, "m"):
+        problems += [f"{number}: {problem}" for problem in form_problems(body)]
     for entry in found:
         problems += [f"{entry.number}: {problem}" for problem in entry_problems(entry, tests, principles, skill, pages)]
     tested = {file for entry in found for file in _files(entry)}
@@ -228,6 +241,17 @@ def catalogue_problems(text: str, tests: Mapping[str, str], skill: str, pages: C
     return problems
 
 
+def form_problems(body: str) -> list[str]:
+    """What is wrong with how the fields of an entry are written down."""
+    lines = body.strip("\n").split("\n\n")[0].splitlines()
+    names = [match[1] for line in lines if (match := re.match(r"- \*\*([^*]+)\*\*: ", line))]
+    problems = [f"field '{name}' stands twice" for name in _repeated(names)]
+    strange = [line for line in lines if not re.match(r"- \*\*[^*]+\*\*:", line)]
+    if strange:
+        problems.append(f"a line of the fields is none of '- **Name**: text': {strange[0][:60]}")
+    return problems
+
+
 def entry_problems(
     entry: Entry, tests: Mapping[str, str], principles: Collection[str], skill: str, pages: Collection[str]
 ) -> list[str]:
@@ -239,27 +263,36 @@ def entry_problems(
     problems = [f"field '{field}' is not one of the form" for field in fields if field not in FIELDS]
     if list(fields) != [field for field in FIELDS if field in fields] and not problems:
         problems.append(f"fields in another order than {', '.join(FIELDS)}")
-    if entry.severity not in ("critical", "moderate", "low"):
-        problems.append("severity is neither critical, moderate nor low")
-    if "`" not in fields["Symptom"] and not fields["Symptom"].startswith("No error"):
-        problems.append("the symptom quotes no message and does not say 'No error'")
+    if not re.fullmatch(r"(critical|moderate|low)(; .+)?", fields["Severity"]):
+        problems.append("severity is neither critical, moderate nor low, with or without '; ' and when it is another")
+    if not _quoted(fields["Symptom"]) and not re.match(r"(Often n|N)o error", fields["Symptom"]):
+        problems.append("the symptom quotes no message of two words or more and does not begin with 'No error'")
     if entry.rule[1].partition("#")[2] not in anchors(skill):
         problems.append("the rule links to no section of SKILL.md")
+    elif not re.search(rf"^## (\d+\. )?{re.escape(entry.rule[0])}$", skill, re.MULTILINE):
+        problems.append(f"the rule is called '{entry.rule[0]}', no section of SKILL.md is")
     if not entry.pages or not set(entry.pages) <= set(pages):
         problems.append("the rule names no page of refs/ that exists")
     if not entry.principles or not set(entry.principles) <= set(principles):
         problems.append("the principle links to none that exists")
     if not any(label.lower() in fields["Evidence"].lower() for label in LABELS):
-        problems.append("the evidence has no label")
+        problems.append(f"the evidence has none of the labels: {', '.join(LABELS).lower()}")
     files = _files(entry)
     if not files or any(
         file not in tests or not file.startswith(f"tests/mistakes/test_{entry.number}_") for file in files
     ):
         return [*problems, f"no test file of that name: {', '.join(files) or 'none named'}"]
     reasons = re.findall(r"red with `([^`]+)`", fields["Test"])
-    code = "\n".join(tests[file] for file in files)
-    if not reasons or any(reason not in code for reason in reasons):
-        problems.append(f"the reason for red does not stand in the test: {', '.join(reasons) or 'none named'}")
+    broken = [file for file in files if not _parses(tests[file])]
+    if broken:
+        return [*problems, f"{broken[0]}: is no Python"]
+    texts = [text for file in files for text in _texts(tests[file])]
+    if not reasons or any(
+        len(reason) < SHORTEST_REASON or not any(reason in text for text in texts) for reason in reasons
+    ):
+        problems.append(
+            f"the reason for red stands in no text of the test's code: {', '.join(reasons) or 'none named'}"
+        )
     problems += [f"{file}: {problem}" for file in files for problem in proof_problems(tests[file], entry.number)]
     return problems
 
@@ -270,23 +303,54 @@ def proof_problems(code: str, number: str) -> list[str]:
     problems = []
     if not (ast.get_docstring(tree) or "").startswith(f"{number}: "):
         problems.append(f"its docstring does not begin with '{number}: '")
-    names = {
-        node.targets[0].id
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    if "PROOFS" not in names:
-        problems.append("no PROOFS")
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "test_proof" for node in tree.body):
-        problems.append("no test_proof")
-    slept = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr in ("sleep", "perf_counter", "monotonic")
+    proofs = [
+        n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "Proof"
     ]
-    if slept:
-        problems.append(f"line {slept[0].lineno} asks the clock")
+    names = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if "PROOFS" not in names or not proofs:
+        problems.append("no PROOFS with a Proof in it")
+    tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "test_proof"]
+    if not tests or "case()" not in ast.unparse(tests[0]).partition(":")[2]:
+        problems.append("no test_proof that calls case()")
+    clocks = [node for node in ast.walk(tree) if _asks_the_clock(node)]
+    if clocks:
+        problems.append(f"line {clocks[0].lineno} asks the clock")
     return problems
+
+
+def _asks_the_clock(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "time"
+    return isinstance(node, ast.Import) and any(name.name == "time" for name in node.names)
+
+
+def _quoted(symptom: str) -> list[str]:
+    return [text for text in re.findall(r"`([^`]+)`", symptom) if len(re.findall(r"[A-Za-z_]+", text)) > 1]
+
+
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False
+    return True
+
+
+def _texts(code: str) -> list[str]:
+    """Every text in the code, those of f-strings in parts; no docstrings, no comments."""
+    tree = ast.parse(code)
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone
+    ]
 
 
 def _files(entry: Entry) -> list[str]:

@@ -136,7 +136,7 @@ ENTRY = {
 }  # fmt: skip
 MARKS = "<!-- measured:sinkhorn -->\n<!-- /measured:sinkhorn -->\n"
 FILE = "tests/mistakes/test_m01_x.py"
-PROOF = '"""m01: it broke."""\nPROOFS = [Proof(check, {plant: "it moved away"}, [innocent])]\ndef test_proof(case):\n    case()\n'
+PROOF = '"""m01: it broke."""\n# only a comment\nPROOFS = [Proof(check, {plant: "it moved away"}, [innocent])]\ndef test_proof(case):\n    case()\n'
 SKILL_OF_ONE_RULE = "# Skill\n\n## 1. Test\n"
 
 
@@ -165,23 +165,33 @@ def test_a_complete_catalogue_passes():
         *(({field.replace(" ", "_"): ""}, f"m01: no field '{field}'") for field in FIELDS),
         ({"Remedy": "Care."}, "m01: field 'Remedy' is not one of the form"),
         ({"Severity": "bad"}, "m01: severity is neither"),
+        ({"Severity": "low enough"}, "m01: severity is neither"),
+        ({"Symptom": "Bad with `x`."}, "m01: the symptom quotes no message"),
+        ({"Rule": "[Care](SKILL.md#1-test), [page](refs/page.md)"}, "m01: the rule is called 'Care'"),
+        ({"Fix": "Done\nat last."}, "m01: a line of the fields is none of"),
+        ({"Fix": "Done.\n- **Impact**: Two days."}, "m01: field 'Impact' stands twice"),
+        ({"Test": f"`{FILE}`, red with `it`"}, "m01: the reason for red stands in no text"),
+        ({"Test": f"`{FILE}`, red with `only a comment`"}, "m01: the reason for red stands in no text"),
         ({"Symptom": "It stops."}, "m01: the symptom quotes no message"),
         ({"Rule": "Be careful."}, "m01: the rule links to no section"),
         ({"Rule": "[Test](SKILL.md#9-test), [page](refs/page.md)"}, "m01: the rule links to no section"),
         ({"Rule": "[Test](SKILL.md#1-test)"}, "m01: the rule names no page"),
         ({"Rule": "[Test](SKILL.md#1-test), [page](refs/other.md)"}, "m01: the rule names no page"),
         ({"Principle": "[p09](#p09)"}, "m01: the principle links to none"),
-        ({"Evidence": "Everybody knows."}, "m01: the evidence has no label"),
+        ({"Evidence": "Everybody knows."}, "m01: the evidence has none of the labels"),
         ({"Test": "`tests/mistakes/test_m01_y.py`, red with `it moved away`"}, "m01: no test file of that name"),
         ({"Test": "by hand"}, "m01: no test file of that name"),
-        ({"Test": f"`{FILE}`"}, "m01: the reason for red does not stand in the test: none named"),
+        ({"Test": f"`{FILE}`"}, "m01: the reason for red stands in no text of the test's code: none named"),
         (
             {"Test": f"`{FILE}`, red with `it stood still`"},
-            "m01: the reason for red does not stand in the test: it stood",
+            "m01: the reason for red stands in no text of the test's code: it stood",
         ),
-        ({"heading": "m02 It broke {#m02}"}, "entries: found m02"),
-        ({"heading": "m01 It broke {#m1}"}, "entries: found m01 with id m1"),
-        ({"heading": "m01 It broke"}, "entries: found"),
+        ({"heading": "m02 It broke {#m02}"}, "entries: found 1 headings and 1 with an id that fits, 'm02' out of line"),
+        (
+            {"heading": "m01 It broke {#m1}"},
+            "entries: found 1 headings and 1 with an id that fits, 'm01 with id m1' out of line",
+        ),
+        ({"heading": "m01 It broke"}, "entries: found 1 headings and 0 with an id"),
         ({"principles": "### p01 Test {#p01}\n\nTest.\n\n### p02 Haste {#p02}\n\nHaste.\n"}, "p02: no entry names it"),
         ({"marks": ""}, "the place of the measured"),
         ({"marks": MARKS + MARKS}, "the place of the measured"),
@@ -201,13 +211,28 @@ def test_fields_in_another_order_are_reported():
     "proof, problem",
     [
         (PROOF.replace("m01: it", "It"), "its docstring does not begin with 'm01: '"),
-        (PROOF.replace("PROOFS", "EVIDENCE"), "no PROOFS"),
-        (PROOF.replace("test_proof", "test_it"), "no test_proof"),
+        (PROOF.replace("PROOFS", "EVIDENCE"), "no PROOFS with a Proof in it"),
+        (
+            PROOF.replace('[Proof(check, {plant: "it moved away"}, [innocent])]', '[]\nREASON = "it moved away"'),
+            "no PROOFS with a Proof in it",
+        ),
+        (PROOF.replace("test_proof", "test_it"), "no test_proof that calls case()"),
+        (PROOF.replace("    case()", "    pass"), "no test_proof that calls case()"),
         (PROOF + "import time\ntime.sleep(1)\n", "line 6 asks the clock"),
+        (PROOF + "from time import sleep\n", "line 6 asks the clock"),
     ],
 )
 def test_a_proof_of_another_form_is_reported(proof, problem):
     assert problems_of(learning(), proof) == [f"m01: {FILE}: {problem}"]
+
+
+def test_a_proof_that_is_no_python_is_reported():
+    assert problems_of(learning(), "def") == [f"m01: {FILE}: is no Python"]
+
+
+def test_an_entry_among_the_principles_is_reported():
+    moved = learning() + "\n### m02 It hung {#m02}\n\n- **Severity**: low\n"
+    assert "m02: stands outside of 'Mistakes'" in problems_of(moved)
 
 
 def test_two_entries_of_one_title_are_reported():

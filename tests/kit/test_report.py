@@ -90,6 +90,15 @@ def test_a_judgement_says_what_was_claimed_and_how_far_off_it_is():
     assert verdict(spec(kind="at_most"), 0.1, 0.1).reason == "at most 0.5 allowed"
 
 
+def test_a_judgement_names_the_machines_and_their_devices():
+    claim = spec()
+    on_a_gpu = record(claim, 1, {"constant.value": 3.0}) | {
+        "machine": {"processor": "p", "cores": 2, "device": "NVIDIA T4"}
+    }
+    (judgement,) = judge_all(claim, [record(claim, 0, {"constant.value": 3.0}), on_a_gpu])
+    assert judgement.machine == ["p, 2 cores", "p, 2 cores, NVIDIA T4"]
+
+
 def test_a_ratio_is_told_as_one_and_needs_both_metrics():
     claim = spec(metric="a", divided_by="b", reported=2.0)
     both = [record(claim, seed, {"a": 4.0, "b": 2.0}) for seed in (0, 1)]
@@ -123,7 +132,10 @@ def test_a_shortened_run_never_counts_however_good():
 
 def test_a_tolerance_changed_after_the_run_never_counts():
     judgement = verdict(spec(), 3.0, 3.0, claims={"constant": "another hash"})
-    assert judgement.verdict == "inconclusive" and "changed after the run" in judgement.reason
+    assert (judgement.verdict, judgement.reason) == (
+        "inconclusive",
+        "the claim or its tolerance was changed after the run",
+    )
 
 
 def test_too_few_seeds_decide_nothing():
@@ -191,7 +203,7 @@ def test_a_shortened_run_does_not_take_the_place_of_a_full_one(tmp_path):
 
 def test_seeds_that_disagree_decide_nothing():
     judgement = verdict(spec(), 3.0, 7.0)
-    assert judgement.verdict == "inconclusive" and "the seeds disagree" in judgement.reason
+    assert judgement.verdict == "inconclusive" and judgement.reason == "the seeds disagree: not reproduced, reproduced"
 
 
 def test_a_reported_value_below_the_floor_is_said():

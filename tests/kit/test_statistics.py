@@ -162,6 +162,7 @@ def test_signs_alone_need_six_seeds():
 @pytest.mark.parametrize(
     ("n", "numbers", "signs"),
     [
+        (2, ("9", "0.45 to 32", "all 2 seeds with a chance of 0.5"), "prove no order; 6 seeds could."),
         (3, ("2.5", "0.52 to 6.3", "all 3 seeds with a chance of 0.25"), "prove no order; 6 seeds could."),
         (7, ("0.92", "0.64 to 2.2", "all 7 seeds with a chance of 0.016"), "can prove an order if all agree."),
     ],

@@ -87,7 +87,7 @@ def add_experiments(parser: argparse.ArgumentParser, *, default_all: bool) -> No
 
 
 class Seeds(argparse.Action):
-    """A seed that is named twice is one run: two processes in one folder would spoil each other."""
+    """A seed that is named twice is one run: of two processes in one folder, one fails at a save."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         setattr(namespace, self.dest, list(dict.fromkeys(values)))
