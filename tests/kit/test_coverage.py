@@ -1,11 +1,11 @@
-"""The operators of DeepCrime: what `check` sees of them, and that the page says what was measured."""
+"""What the commands see of DeepCrime's operators, and that the page of coverage says what was measured."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import deepcrime
+from benchmarks import deepcrime, mutants
 
 ROOT = Path(__file__).parents[2]
 IMPLEMENTED = 24  # names in utils/constants.py of dlfaults/deepcrime
@@ -27,3 +27,12 @@ def test_the_page_shows_what_was_measured():
     assert [row["what"] for row in results["rows"]] == [operator.what for operator in deepcrime.OPERATORS]
     page = (ROOT / "refs/coverage.md").read_text()
     assert deepcrime.page_table(results) in page and deepcrime.tally(results) in page
+
+
+def test_the_page_shows_the_score_of_mutants():
+    results = json.loads(mutants.RESULTS.read_text())
+    assert mutants.page_table(results) in (ROOT / "refs/coverage.md").read_text()
+    assert sorted(f"{name.replace('.', '/')}.py" for name in results["modules"]) == sorted(mutants.MODULES)
+    for one in results["modules"].values():
+        assert set(one["counts"]) <= {"killed", "survived", "timeout", "segfault"}
+        assert len(one["survivors"]) == one["counts"].get("survived", 0)
