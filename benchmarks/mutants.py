@@ -1,7 +1,7 @@
 """How many small changes of the core modules a test notices: the score of mutmut.
 
     pip install mutmut==3.8.0
-    python -m benchmarks.mutants FOLDER      about half an hour on one core; an interrupted run goes on
+    python -m benchmarks.mutants FOLDER      a quarter of an hour on one core; an interrupted run goes on
     python -m benchmarks.mutants --page      write the table of refs/coverage.md from the results, measure nothing
 
 mutmut knows packages only at the root of a project. So this copies the repository into FOLDER, puts `repro` and `nsgf` at its root and links to

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from patches import change_finished_networks
 from proof import Proof
 
 from nsgf.laws import ImageLaws
@@ -117,23 +118,12 @@ def average_kept(monkeypatch):
     monkeypatch.setattr(Stepper, "state_dict", lambda self: kept.append(self.result) or real(self))
 
 
-def handed_on(monkeypatch, change):
-    real = phases._load_finished
-
-    def load_finished(*arguments):
-        result = real(*arguments)
-        change(result.model)
-        return result
-
-    monkeypatch.setattr(phases, "_load_finished", load_finished)
-
-
 def training_mode(monkeypatch):
-    handed_on(monkeypatch, lambda model: model.train())
+    change_finished_networks(monkeypatch, lambda model: model.train())
 
 
 def gradients(monkeypatch):
-    handed_on(monkeypatch, lambda model: model.requires_grad_(True))
+    change_finished_networks(monkeypatch, lambda model: model.requires_grad_(True))
 
 
 def attribute_deleted(monkeypatch):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from patches import change_finished_networks
 from proof import Proof
 from tiny_project import DIGITS, write_project
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from nsgf import evaluate_images, sample
 from nsgf.phases import StraightFlow
 from nsgf.unet import UNet
-from repro import phases, run
+from repro import run
 from repro.config import Pace
 from repro.method import find_project
 from repro.phases import Phase, run_phase
@@ -122,20 +123,9 @@ def check_training(trained, tmp_path):
     assert all(steps), f"straight_flow: step {steps.index(False)} is trained with dropout off"
 
 
-def with_result(monkeypatch, change):
-    real = phases._load_finished
-
-    def load_finished(*arguments):
-        result = real(*arguments)
-        change(result.model)
-        return result
-
-    monkeypatch.setattr(phases, "_load_finished", load_finished)
-
-
 def eval_forgotten(monkeypatch):
     """A network that was made and filled is in training mode until somebody says eval()."""
-    with_result(monkeypatch, lambda model: model.train())
+    change_finished_networks(monkeypatch, lambda model: model.train())
 
 
 def functional_dropout(monkeypatch):
@@ -145,7 +135,7 @@ def functional_dropout(monkeypatch):
 
 def weights_not_frozen(monkeypatch):
     """The weights of an earlier phase ask for gradients, and nobody said no_grad."""
-    with_result(monkeypatch, lambda model: model.requires_grad_(True))
+    change_finished_networks(monkeypatch, lambda model: model.requires_grad_(True))
 
 
 def gradients_while_sampling(monkeypatch):

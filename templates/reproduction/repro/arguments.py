@@ -93,6 +93,11 @@ class Seeds(argparse.Action):
         setattr(namespace, self.dest, list(dict.fromkeys(values)))
 
 
+def add_seeds(parser: argparse.ArgumentParser, *, default: list[int] | None, told: str) -> None:
+    """--seeds SEED...; `told` is its help."""
+    parser.add_argument("--seeds", nargs="+", action=Seeds, type=seed, default=default, metavar="SEED", help=told)
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """--set and --train-iters; read them with `overrides`."""
     parser.add_argument(

@@ -81,14 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example: repro evaluate digits --seeds 0 1 2 --data-root data"
     arguments.add_experiments(parser, default_all=False)
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        action=arguments.Seeds,
-        type=arguments.seed,
-        metavar="SEED",
-        help="which runs (default: all that are in --runs)",
-    )
+    arguments.add_seeds(parser, default=None, told="which runs (default: all that are in --runs)")
     arguments.add_overrides(parser)
     arguments.add_runs(parser)
     arguments.add_device(parser)

@@ -28,15 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Trains every phase of each experiment and evaluates it, once per seed."
     parser.epilog = "example: repro run '2d-*' --seeds 0 1 2 --jobs 2 --resume"
     arguments.add_experiments(parser, default_all=False)
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        action=arguments.Seeds,
-        type=arguments.seed,
-        default=[0],
-        metavar="SEED",
-        help="one run per seed (default: 0)",
-    )
+    arguments.add_seeds(parser, default=[0], told="one run per seed (default: 0)")
     arguments.add_overrides(parser)
     parser.add_argument("--resume", action="store_true", help="go on with runs that exist, skip finished ones")
     parser.add_argument(

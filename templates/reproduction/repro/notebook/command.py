@@ -37,15 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("experiment", metavar="NAME", help="experiment")
     parser.add_argument("--platform", choices=list(PLATFORMS), required=True, help="where it will run")
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        action=arguments.Seeds,
-        type=arguments.seed,
-        default=[0],
-        metavar="SEED",
-        help="one run per seed (default: 0)",
-    )
+    arguments.add_seeds(parser, default=[0], told="one run per seed (default: 0)")
     arguments.add_overrides(parser)
     parser.add_argument(
         "--session-hours",

@@ -1,0 +1,22 @@
+"""Patches of the real code that the proofs of several entries are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+
+from repro import phases
+
+
+def change_finished_networks(monkeypatch: pytest.MonkeyPatch, change: Callable[[nn.Module], object]) -> None:
+    """Every network that a finished phase hands on is changed in place first."""
+    real = phases._load_finished
+
+    def load_finished(*arguments):
+        result = real(*arguments)
+        change(result.model)
+        return result
+
+    monkeypatch.setattr(phases, "_load_finished", load_finished)
