@@ -72,7 +72,7 @@ def phases_of(experiment: str) -> list[Phase]:
 @cache
 def _line():
     """The project on the kit's page, from its text."""
-    page = (ROOT / "templates/reproduction/README.md").read_text()
+    page = (ROOT / "templates/README.md").read_text()
 
     def block(name: str) -> str:
         return re.search(rf"`{re.escape(name)}`.*?```\w+\n(.*?)```", page, re.DOTALL)[1]

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-from torch import nn
-
-from nsgf import evaluate_images, evaluate_points, evaluation_work, figures_images, figures_points
 from nsgf.config import ImageConfig, PointConfig
+from nsgf.evaluate import evaluate
+from nsgf.evaluation_work import evaluation_work
+from nsgf.figures import report_sections
 from nsgf.phases import make_phases
 from nsgf.probes import probes
-from repro.method import Evaluation, Method
-from repro.report.judge import Judgement
-from repro.runtime import Runtime
-
-
-def evaluate(
-    config: PointConfig | ImageConfig, models: Mapping[str, nn.Module], seed: int, runtime: Runtime
-) -> Evaluation:
-    kind = evaluate_points if isinstance(config, PointConfig) else evaluate_images
-    return kind.evaluate(config, models, seed, runtime)
-
-
-def report_sections(judgements: Sequence[Judgement], records: Sequence[dict], runs: Path, reports: Path) -> str:
-    parts = [kind.report_sections(judgements, records, runs, reports) for kind in (figures_points, figures_images)]
-    return "\n".join(part for part in parts if part)
-
+from repro.method import Method
 
 TINY_POINTS = (
     "phases.*.iterations=2",
@@ -64,5 +46,5 @@ METHOD = Method(
     report_sections,
     probes=probes,
     tiny={"2d-*": TINY_POINTS, "digits": TINY_IMAGES, "mnist-reduced": TINY_IMAGES, "*": TINY_LARGE_IMAGES},
-    evaluation_work=evaluation_work.evaluation_work,
+    evaluation_work=evaluation_work,
 )

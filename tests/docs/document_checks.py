@@ -25,7 +25,7 @@ TOP_PAGES = {
     "LEARNING.md",
     "TODO.md",
     "reference_impl/README.md",
-    "templates/reproduction/README.md",
+    "templates/README.md",
 }
 MADE_BY_THE_READER = "reference_impl/reports/demo/"
 

@@ -1,4 +1,4 @@
-"""The page templates/reproduction/README.md: its files, written into an empty folder, run as it says."""
+"""The page templates/README.md: its files, written into an empty folder, run as it says."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 KIT = Path(__file__).parents[2] / "templates" / "reproduction"
-PAGE = (KIT / "README.md").read_text(encoding="utf-8")
+PAGE = (KIT.parent / "README.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w./-]+)`.*?\n```\w+\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 COMMANDS = re.search(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[1].splitlines()
 

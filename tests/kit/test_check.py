@@ -2,9 +2,11 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import toy_method
 from toy_project import CONFIG, write_yaml
 
 from repro.check.coverage import NO_SETTING_NEEDED
@@ -100,12 +102,12 @@ class Toy:
         write_yaml(self.root / "configs" / "toy.yaml", self.config)
         (self.root / "paper.txt").write_text(self.paper, encoding="utf-8")
 
-    def record(self, name="toy-seed-0.json", claims=None, departures=()):
+    def record(self, name="toy-seed-0.json", claims=None, departures=(), **more):
         hashes = claim_hashes(validate(Spec, self.spec, "spec.yaml"), "toy") if claims is None else claims
         folder = self.root / "reports" / "records"
         folder.mkdir(parents=True, exist_ok=True)
         record = {"experiment": "toy", "seed": 0, "metrics": {}, "claims": hashes, "departures": list(departures)}
-        (folder / name).write_text(json.dumps({**record, "commit": "0" * 40, "machine": {}}))
+        (folder / name).write_text(json.dumps({**record, "commit": "0" * 40, "machine": {}, **more}))
 
     def output(self, *arguments):
         self.write()
@@ -206,6 +208,14 @@ def test_no_budget(toy):
     assert "missing | spec.yaml: budget | nothing |" in toy.one()
 
 
+def test_a_paper_that_nobody_can_find(toy):
+    for one in ("arxiv", "url"):
+        toy.spec["paper"] = {key: value for key, value in SPEC["paper"].items() if key != one}
+        assert toy.check() == []
+    del toy.spec["paper"]["arxiv"]
+    assert toy.one().startswith("missing | spec.yaml: paper | neither arxiv nor url |")
+
+
 @pytest.mark.parametrize("level", ["code", "experimental", "extension"])
 def test_a_level_that_compares_with_the_paper_states_its_deviations(toy, level):
     toy.spec.update(level=level, deviations=[])
@@ -219,23 +229,59 @@ def test_a_conceptual_reproduction_states_its_simplifications(toy):
     assert toy.check() == []
 
 
-@pytest.mark.parametrize("text", ["FILL IN: which loss?", "TODO", "TBD", "???", " ", ""])
-def test_a_placeholder_or_an_empty_text(toy, text):
+@pytest.mark.parametrize("text", ["FILL IN: which loss?", "TODO", "TBD", "FIXME", "???"])
+def test_a_placeholder(toy, text):
     toy.settings["pool"]["why"] = text
-    assert toy.one().startswith("missing | spec.yaml: settings.'pool'.why | ")
+    assert toy.one() == f"to fill in | spec.yaml: settings.'pool'.why | {text!r} | what belongs here"
+
+
+@pytest.mark.parametrize("text", [" ", ""])
+def test_an_empty_text(toy, text):
+    toy.settings["pool"]["why"] = text
+    assert toy.one() == "missing | spec.yaml: settings.'pool'.why | an empty text | what belongs here"
+
+
+def test_a_placeholder_is_one_finding_wherever_it_stands(toy):
+    """No page, quote or title is asked of a text that is still to be written."""
+    toy.spec["paper"].update(title="FILL IN: the title", arxiv="FILL IN: the number")
+    toy.claims["constant"].update(where="FILL IN: the page", quote="FILL IN: the words")
+    toy.claims["ahead"].update(quote=["ours **3.00** 1.07", "FILL IN: the other words"])
+    toy.settings["loss"].update(value="FILL IN: the loss", quote=None)
+    toy.settings["pool"].update(where="FILL IN: the page", quote=None)
+    toy.settings["batch of the constant"].update(alternatives=["FILL IN: another"], why="FILL IN: the reason")
+    found = toy.check()
+    assert [line.split(" | ")[:2] for line in found] == [
+        ["to fill in", f"spec.yaml: {place}"]
+        for place in (
+            "paper.title", "paper.arxiv", "claims.'constant'.where", "claims.'constant'.quote", "claims.'ahead'.quote.1",
+            "settings.'pool'.where", "settings.'batch of the constant'.alternatives.0", "settings.'batch of the constant'.why",
+            "settings.'loss'.value",
+        )
+    ]  # fmt: skip
+
+
+def test_a_method_that_stands_in_for_the_papers(toy, monkeypatch):
+    monkeypatch.setattr(toy_method, "METHOD", replace(toy_method.METHOD, placeholder="the toy phases"))
+    assert toy.one().startswith("to fill in | method | the toy phases | ")
+
+
+def test_what_is_to_be_filled_in_comes_first(toy):
+    del toy.spec["budget"]
+    toy.settings["pool"]["why"] = "FILL IN"
+    assert [line.split(" | ")[0] for line in toy.check()] == ["to fill in", "missing"]
 
 
 def test_a_placeholder_where_a_number_belongs_is_named_and_keeps_the_rest_from_being_checked(toy):
     toy.claims["constant"]["reported"] = "FILL IN the value of the table"
     del toy.spec["budget"]
     assert toy.one() == (
-        "missing | spec.yaml: claims.'constant'.reported | 'FILL IN the value of the table' | what belongs here"
+        "to fill in | spec.yaml: claims.'constant'.reported | 'FILL IN the value of the table' | what belongs here"
     )
 
 
 def test_a_placeholder_in_a_configuration(toy):
     toy.config["pool_size"] = "FILL IN"
-    assert "missing | configs/toy.yaml: pool_size | 'FILL IN' |" in toy.one()
+    assert "to fill in | configs/toy.yaml: pool_size | 'FILL IN' |" in toy.one()
 
 
 def test_words_that_only_contain_a_placeholder_are_none(toy):
@@ -365,6 +411,16 @@ def test_an_origin_with_its_place(toy, changes):
     assert toy.check() == []
 
 
+def test_an_assumption_without_a_reason(toy):
+    del toy.settings["batch of the constant"]["why"], toy.settings["pool"]["why"]
+    assert toy.one().startswith("unsourced | spec.yaml: setting 'batch of the constant': why | nothing | the reason")
+
+
+def test_a_setting_of_the_paper_without_a_page(toy):
+    del toy.settings["pool"]["where"]
+    assert toy.one().startswith("unsourced | spec.yaml: setting 'pool': where | 'not stated' | the page of the paper")
+
+
 def test_a_claim_without_a_page(toy):
     toy.claims["constant"]["where"] = "Table 2"
     assert "unsourced | spec.yaml: claim constant: where | 'Table 2' | the page of the paper" in toy.one()
@@ -404,6 +460,39 @@ def test_a_quotient_that_its_quotes_do_not_give(toy):
 def test_a_quotient_needs_dividend_and_divisor(toy):
     toy.claims["ahead"]["quote"] = ["ours 3.00 1.07", "theirs 4.50 1.71"]
     assert "unsourced | spec.yaml: claim ahead: quote | 4 numbers: 3, 1.07, 4.5, 1.71 |" in toy.one()
+
+
+def ahead_by(toy, reported, *quote):
+    toy.claims["ahead"].update(kind="within", divided_by=None, minus="line.value", reported=reported, quote=list(quote))
+    return toy.check()
+
+
+@pytest.mark.parametrize(
+    "reported, quote",
+    [
+        (1.5, ["theirs **4.50** 1.71", "ours **3.00** 1.07"]),
+        (2.79, ["theirs **4.50** **1.71** 90 min"]),
+        (1.71, ["theirs 4.50 **1.71** 90 min"]),  # the page says the difference itself
+    ],
+)
+def test_a_difference_that_its_quotes_give(toy, reported, quote):
+    assert ahead_by(toy, reported, *quote) == []
+
+
+@pytest.mark.parametrize("reported", [1.49, -1.5, 0.67])
+def test_a_difference_that_its_quotes_do_not_give(toy, reported):
+    (found,) = ahead_by(toy, reported, "theirs **4.50** 1.71", "ours **3.00** 1.07")
+    assert f"contradicted | spec.yaml: claim ahead: reported | {reported}, but its quote says 4.5 - 3 | their" in found
+
+
+def test_a_difference_needs_both_values_or_itself(toy):
+    (found,) = ahead_by(toy, 1.5, "theirs 4.50 1.71", "ours 3.00 1.07")
+    assert (
+        "unsourced | spec.yaml: claim ahead: quote | 4 numbers: 4.5, 1.71, 3, 1.07 | the two whose difference is 1.5"
+        in found
+    )
+    (found,) = ahead_by(toy, 1.5, "theirs 4.50 **1.71** 90 min")
+    assert "contradicted | spec.yaml: claim ahead: reported | 1.5, but its quote says 1.71" in found
 
 
 def test_a_text_keeps_to_the_numbers_of_its_quote(toy):
@@ -712,6 +801,13 @@ def test_a_quote_may_be_added_after_a_run(toy):
     toy.record()
     toy.claims["constant"]["quote"] = "ours **3.00** 1.07 12 min"
     assert toy.check() == []
+
+
+def test_a_run_that_was_made_with_a_placeholder_fixes_no_tolerance(toy):
+    toy.record(claims={"constant": "0", "gone": "0"}, placeholders=["method: the toy phases"])
+    assert toy.check() == []
+    toy.record(claims={"constant": "0"}, placeholders=[])
+    assert "changed | spec.yaml: claim constant" in toy.one()
 
 
 def test_a_shortened_run_fixes_no_tolerance(toy):

@@ -445,6 +445,21 @@ def test_every_finished_run_is_told_in_a_line_and_then_what_comes_next(project, 
     assert sorted(lines)[1].endswith(f"s, constant.value {value:.2f}")
 
 
+def test_both_metrics_of_a_difference_are_told(project, capsys):
+    claim = SPEC["claims"][0] | {"minus": "line.error"}
+    write_yaml(project / "spec.yaml", SPEC | {"claims": [claim]})
+    assert main(["run", "toy"]) == 0
+    assert re.search(r" s, constant.value [\d.]+, line.error [\d.]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("part", ["divided_by", "minus", "floor"])
+def test_a_second_metric_that_no_evaluation_gave_is_named(project, capsys, part):
+    write_yaml(project / "spec.yaml", SPEC | {"claims": [SPEC["claims"][0] | {part: "line.eror"}]})
+    assert main(["run", "toy"]) == 0
+    told = "claim constant: found metric 'line.eror', which no evaluation gave; did you mean 'line.error'?"
+    assert told in capsys.readouterr().err
+
+
 def test_a_run_that_was_finished_before_is_told_as_such(project, capsys):
     assert main(["run", "toy"]) == 0
     assert "was finished" not in capsys.readouterr().err

@@ -34,9 +34,14 @@ IGNORED = {"commit", "memory"}
 
 @pytest.fixture(autouse=True)
 def complete_spec(monkeypatch):
-    """`repro check` has tests of its own; the toy's spec is no complete one."""
+    """`repro check` has tests of its own; the toy's spec is no complete one, so only what is to be filled in is kept."""
     real = check.check_project
-    monkeypatch.setattr(check, "check_project", lambda *_: replace(real(*_), findings=[]))
+
+    def check_project(*given):
+        found = real(*given)
+        return replace(found, findings=[one for one in found.findings if one.kind == findings.PLACEHOLDER])
+
+    monkeypatch.setattr(check, "check_project", check_project)
 
 
 @pytest.fixture
@@ -419,6 +424,12 @@ def test_a_misspelt_metric_is_named_before_the_run(toy, project, capsys):
     only_fails(capsys, "metrics", None, words)
 
 
+@pytest.mark.parametrize("part", ["divided_by", "minus", "floor"])
+def test_a_misspelt_second_metric_is_named(toy, project, capsys, part):
+    write_yaml(project / "spec.yaml", SPEC | {"claims": [SPEC["claims"][0] | {part: "line.eror"}]})
+    only_fails(capsys, "metrics", None, "claim constant: found metric 'line.eror', which the evaluation does not give")
+
+
 def test_a_metric_that_is_not_finite_is_named(toy, capsys):
     toy(evaluate=evaluated(**{"constant.value": float("inf")}))
     only_fails(capsys, "metrics", None, "claim constant: found constant.value = inf, expected a finite number")
@@ -638,6 +649,57 @@ def test_a_spec_with_findings_is_named_with_the_first(toy, monkeypatch, capsys):
     monkeypatch.setattr(check, "check_project", lambda *_: replace(real(*_), findings=[one, one]))
     words = "missing: spec.yaml: budget: found nothing, expected a device; and 1 more"
     only_fails(capsys, "spec", None, words)
+
+
+def to_be_filled_in(project, toy, settings=1):
+    """A project in which the method and `settings` settings are placeholders: settings + 1 places."""
+    pool = SPEC["settings"][0] | {"why": "FILL IN: the reason"}
+    write_yaml(project / "spec.yaml", SPEC | {"settings": [pool | {"name": f"pool {n}"} for n in range(settings)]})
+    toy(placeholder="the toy phases")
+
+
+def test_what_is_still_to_be_filled_in_is_open_and_fails_nothing(toy, project, capsys):
+    to_be_filled_in(project, toy)
+    rows = silent(capsys)
+    (row,) = [row for row in rows if row["check"] == "placeholders"]
+    assert (row["status"], row["fix"]) == ("open", None)
+    assert row["text"] == (
+        "found 2 places, expected none before a run that counts: method, spec.yaml: settings.'pool 0'.why; "
+        "repro check lists them"
+    )
+    assert {row["status"] for row in rows if row["check"] == "spec"} == {"pass"}
+    assert main(["preflight", "--json"]) == 0 and json.loads(capsys.readouterr().out)["open"] == 1
+
+
+def test_what_is_open_is_told_after_what_failed_and_counted(toy, project, monkeypatch, capsys):
+    to_be_filled_in(project, toy, settings=5)
+    parameter_that_is_not_used(monkeypatch)
+    assert main(["preflight"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    header, row = lines[0].split(), next(line for line in lines if line.startswith("placeholders"))
+    assert header[:5] == ["check", "pass", "FAIL", "open", "n/a"] and row[lines[0].index("open")] == "1"
+    at = next(index for index, line in enumerate(lines) if line.startswith("OPEN  placeholders: found 6 places,"))
+    assert at > max(index for index, line in enumerate(lines) if line.startswith("FAIL"))
+    assert "and 3 more; repro check lists them" in " ".join(lines[at : at + 3]).replace("      ", "")
+    assert ", 1 failed, 1 open; 1 experiment" in lines[-1].replace(" rows,", ",")
+
+
+def test_a_fault_beside_a_placeholder_fails_the_spec(toy, project, monkeypatch, capsys):
+    to_be_filled_in(project, toy)
+    fault = findings.Finding("unsourced", "spec.yaml: claim constant: where", "'page'", "the page of the paper")
+    real = check.check_project
+    monkeypatch.setattr(check, "check_project", lambda *_: replace(real(*_), findings=[*real(*_).findings, fault]))
+    rows = only_fails(capsys, "spec", None, "unsourced: spec.yaml: claim constant: where: found 'page'")
+    assert "more" not in text_of(rows, "spec")
+    assert {row["status"] for row in rows if row["check"] == "placeholders"} == {"open"}
+
+
+def test_a_placeholder_where_a_number_belongs_fails_the_spec(toy, project, capsys):
+    claim = SPEC["claims"][0] | {"reported": "FILL IN: the value"}
+    write_yaml(project / "spec.yaml", SPEC | {"claims": [claim]})
+    code, rows = preflown(capsys)
+    assert code == 1 and ("spec", None) in failed(rows) and "claims.0.reported" in text_of(rows, "spec")
 
 
 def git(root, *arguments):

@@ -68,6 +68,70 @@ def test_an_at_most_claim_is_held_against_the_bound_itself(value, expected):
     assert verdict(spec(kind="at_most", reported=0.9), value, value).verdict == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(3.5, "reproduced"), (2.5, "reproduced"), (3.51, "close"), (2.0, "close"), (4.01, "not reproduced"), (1.9, "not reproduced")],
+)  # fmt: skip
+def test_a_claim_within_is_held_against_the_distance_itself(value, expected):
+    """Reported 3, tolerance 0.5 and 1.0: for kind equal all of these would be close or better."""
+    judgement = verdict(spec(kind="within"), value, value)
+    assert judgement.verdict == expected
+    assert judgement.reason == f"{value - 3:+.3g} from the reported value, 0.5 allowed"
+
+
+def test_a_claim_within_may_be_about_zero():
+    assert verdict(spec(kind="within", reported=0.0), 0.4, 0.5).verdict == "reproduced"
+    assert verdict(spec(kind="within", reported=0.0), -0.6, -0.6).verdict == "close"
+
+
+def from_below(**changes):
+    data = copy.deepcopy(SPEC)
+    data["tolerances"]["wide"].update(reproduced=1.0, close=0.5)
+    data["claims"][0].update(kind="at_least", **changes)
+    return validate(Spec, data, "spec.yaml")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1.0, "reproduced"), (900.0, "reproduced"), (0.99, "close"), (0.5, "close"), (0.49, "not reproduced"), (-9.0, "not reproduced")],
+)  # fmt: skip
+def test_an_at_least_claim_is_held_against_the_bound_from_below(value, expected):
+    judgement = verdict(from_below(), value, value)
+    assert judgement.verdict == expected and judgement.reason == "at least 1 required"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((1.1, 1.11), True),  # 1.04 to 1.17, all of it above the bound
+        ((1.1, 1.2), False),  # 0.5 to 1.8
+        ((0.7, 0.71), True),  # 0.64 to 0.77, all of it close
+        ((0.3, 0.31), True),  # 0.24 to 0.37, nowhere close
+    ],
+)
+def test_a_verdict_from_below_is_settled_where_the_whole_interval_agrees(values, expected):
+    assert verdict(from_below(), *values).settled is expected
+
+
+def test_a_difference_is_taken_seed_by_seed_and_its_interval_is_that_of_the_differences():
+    """Differences 1 and 2: 1.5 ± 12.706 * 0.7071 / 1.4142. The seeds lie far apart, the differences do not."""
+    claim = from_below(metric="a", minus="b", reported=1.5)
+    records = [record(claim, 0, {"a": 10.0, "b": 9.0}), record(claim, 1, {"a": 60.0, "b": 58.0})]
+    (judgement,) = judge_all(claim, records)
+    assert (judgement.metric, judgement.reproduced["values"], judgement.verdict) == ("a - b", [1.0, 2.0], "reproduced")
+    assert (judgement.interval.low, judgement.interval.high) == pytest.approx((-4.853, 7.853), abs=1e-3)
+    assert judgement.interval.scale == "linear" and judgement.pairs is None
+    page = results_page(results(claim, records))
+    assert row(page, "**constant**")[1] == "`a - b`" and "A against B" not in page
+
+
+def test_a_difference_needs_both_metrics_and_may_subtract_zero():
+    claim = from_below(metric="a", minus="b")
+    assert judge_all(claim, [record(claim, seed, {"a": 4.0}) for seed in (0, 1)])[0].verdict == "could not run"
+    zero = [record(claim, seed, {"a": 4.0, "b": 0.0}) for seed in (0, 1)]
+    assert judge_all(claim, zero)[0].reproduced["mean"] == 4.0
+
+
 def test_a_ratio_divides_seed_by_seed():
     """The mean of ratios (2.25) is not the ratio of means (1.6)."""
     claim = spec(metric="a", divided_by="b", reported=2.25)
@@ -230,6 +294,13 @@ def test_a_judgement_says_where_it_comes_from():
 def test_a_file_that_is_no_record_is_named(tmp_path, text):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(BadInput, match="bad.json: found no run record"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["departures", "planned_seeds", "placeholders"])
+def test_a_field_of_another_kind_makes_a_file_no_record(tmp_path, field):
+    (tmp_path / "bad.json").write_text(json.dumps(record(spec(), 0, {}) | {field: "text"}))
+    with pytest.raises(BadInput, match=f"bad.json: found no run record .{field}: str, not list"):
         read_records(tmp_path)
 
 
@@ -543,6 +614,10 @@ def test_an_interval_has_the_digits_of_its_reach(ends, scale, shown):
         ("not on arXiv", "as given", "file paper.txt", "T", "not on arXiv, as given, file paper.txt"),
         ("none", "", "javascript:alert(1)", "T", "none, javascript:alert(1)"),
         ("none", "2nd", "https://a.b/c(d)e", "[T](https://a.b/c%28d%29e)", "none, 2nd"),
+        ("2401.14069", None, None, "T", "arXiv 2401.14069"),
+        (None, "v2", "https://a.b", "[T](https://a.b)", "v2"),
+        (None, None, "https://a.b", "[T](https://a.b)", "edition not stated"),
+        (None, None, None, "T", "edition not stated"),
     ],
 )  # fmt: skip
 def test_only_web_pages_are_linked_and_only_arxiv_papers_called_so(arxiv, version, url, title, edition):

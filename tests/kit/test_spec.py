@@ -1,4 +1,6 @@
 import copy
+import json
+from pathlib import Path
 
 import pytest
 from toy_method import Config
@@ -6,7 +8,9 @@ from toy_project import CONFIG, SPEC, write_yaml
 
 from repro.config import validate
 from repro.errors import BadInput
-from repro.spec import Draft, Spec, check_experiment, claim_hash, load_spec, matches, passages
+from repro.spec import Draft, Spec, check_experiment, claim_hash, claim_hashes, load_spec, matches, passages
+
+REFERENCE = Path(__file__).parents[2] / "reference_impl"
 
 
 def spec(edit=lambda data: None):
@@ -37,10 +41,67 @@ def test_only_a_draft_may_lack_parts_and_tolerances():
         validate(Spec, {"claims": claims}, "spec.yaml")
 
 
-def test_close_is_wider_than_reproduced():
-    assert "close (0.1) no tighter than reproduced (0.5)" in refused(
-        lambda data: data["tolerances"]["wide"].update(close=0.1)
+@pytest.mark.parametrize("kind", ["equal", "within", "at_most"])
+def test_close_is_wider_than_reproduced(kind):
+    def edit(data):
+        data["claims"][0]["kind"] = kind
+        data["tolerances"]["wide"].update(close=0.1)
+
+    told = f"in tolerance 'wide', which claim constant ({kind}) uses, close (0.1) no tighter than reproduced (0.5)"
+    assert told in refused(edit)
+
+
+def test_close_is_the_lower_bound_of_a_claim_from_below():
+    def edit(data, **bounds):
+        data["claims"][0]["kind"] = "at_least"
+        data["tolerances"]["wide"].update(bounds)
+
+    told = "in tolerance 'wide', which claim constant (at_least) uses, close (1.0) not above reproduced (0.5)"
+    assert told in refused(edit)
+    assert spec(lambda data: edit(data, close=0.1)).tolerances["wide"].close == 0.1
+    assert spec(lambda data: edit(data, close=0.5)).tolerances["wide"].close == 0.5
+
+
+def test_one_tolerance_does_not_serve_claims_from_above_and_from_below():
+    def edit(data):
+        data["claims"].append({**data["claims"][0], "id": "other", "kind": "at_least"})
+
+    assert "claim other (at_least) uses" in refused(edit)
+
+
+def test_a_tolerance_that_no_claim_uses_is_ordered_too():
+    spare = {"reproduced": 0.5, "close": 0.1, "why": "chosen for the test"}
+    told = "in tolerance 'spare', which no claim uses, close (0.1) no tighter than reproduced (0.5)"
+    assert told in refused(lambda data: data["tolerances"].update(spare=spare))
+
+
+def test_a_draft_may_claim_from_below_before_its_tolerance_is_written():
+    claim = {**SPEC["claims"][0], "kind": "at_least", "tolerance": "top1"}
+    assert validate(Draft, {"claims": [claim]}, "spec.yaml").tolerances == {}
+    bounds = {"reproduced": 0.7, "close": 0.6, "why": "chosen for the test"}
+    assert (
+        validate(Draft, {"claims": [claim], "tolerances": {"top1": bounds}}, "spec.yaml").claims[0].kind == "at_least"
     )
+
+
+def test_a_value_is_a_ratio_or_a_difference():
+    told = "claims.0: found"
+    message = refused(lambda data: data["claims"][0].update(divided_by="line.error", minus="line.error"))
+    assert told in message and "expected divided_by or minus, not both" in message
+
+
+def test_what_most_entries_leave_empty_may_be_left_out():
+    def edit(data):
+        data["paper"] = {"title": "Toy", "authors": ["Nobody"]}
+        for name in ("divided_by", "floor"):
+            del data["claims"][0][name]
+        for name in ("where", "alternatives", "why"):
+            del data["settings"][0][name]
+
+    one, whole = spec(edit), spec()
+    assert (one.settings[0].where, one.settings[0].alternatives, one.settings[0].why) == ("not stated", [], "")
+    assert (one.paper.arxiv, one.paper.version, one.paper.url) == (None, None, None)
+    assert claim_hash(one, one.claims[0]) == claim_hash(whole, whole.claims[0])
 
 
 def test_claim_ids_are_unique():
@@ -49,7 +110,8 @@ def test_claim_ids_are_unique():
 
 def test_a_relative_tolerance_needs_a_reported_value_other_than_zero():
     assert "use at_most" in refused(lambda data: data["claims"][0].update(reported=0.0))
-    assert spec(lambda data: data["claims"][0].update(reported=0.0, kind="at_most")).claims[0].reported == 0
+    for kind in ("at_most", "within"):
+        assert spec(lambda data, kind=kind: data["claims"][0].update(reported=0.0, kind=kind)).claims[0].reported == 0
 
 
 def test_a_number_where_text_belongs_says_what_to_do():
@@ -89,11 +151,22 @@ def test_an_experiment_that_no_claim_names_contradicts_the_spec(tmp_path):
         lambda data: data["tolerances"]["wide"].update(reproduced=0.6),
         lambda data: data["claims"][0].update(reported=3.1),
         lambda data: data["claims"][0].update(statement="The constant is about three."),
+        lambda data: data["claims"][0].update(kind="within"),
+        lambda data: data["claims"][0].update(minus="line.error"),
     ],
 )
 def test_the_hash_of_a_claim_follows_claim_and_tolerance(edit):
     before, after = spec(), spec(edit)
     assert claim_hash(before, before.claims[0]) != claim_hash(after, after.claims[0])
+
+
+def test_the_hash_of_a_claim_is_still_the_one_that_finished_runs_hold():
+    """Those runs were made when a claim had no `minus`; with another hash they would all be inconclusive."""
+    records = [json.loads(path.read_text()) for path in sorted((REFERENCE / "reports" / "records").glob("*.json"))]
+    reference = load_spec(REFERENCE / "spec.yaml")
+    assert records
+    for record in records:
+        assert record["claims"] == claim_hashes(reference, record["experiment"])
 
 
 def test_the_hash_of_a_claim_ignores_the_rest():

@@ -61,6 +61,8 @@ class Method:
     that matches counts; one that matches nothing in an experiment is passed over there (`repro preflight`).
     evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device (`repro memory`). Only
     the networks are made of fake tensors when it is called; each `run` is called on fake tensors, without gradients.
+    placeholder: in words, what of the method still stands in for the paper's ("the toy phases of the template"); empty when nothing
+    does. As long as it is not, no run gets a verdict (repro/placeholders.py).
     """
 
     name: str
@@ -73,6 +75,7 @@ class Method:
     evaluation_work: Callable[[Any, Mapping[str, nn.Module], Runtime], Sequence[Work]] = (
         lambda config, models, runtime: ()
     )
+    placeholder: str = ""
 
 
 @dataclass(frozen=True)

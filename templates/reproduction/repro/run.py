@@ -25,6 +25,7 @@ from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import EXIT_OK, BadInput, Terminated
 from repro.method import Evaluation, Project
 from repro.phases import RUNNING, Phase, PhaseResult, run_phase
+from repro.placeholders import of_run
 from repro.progress import progress
 from repro.randomness import seed_global_generators
 from repro.runinfo import describe, loaded, peak_host_bytes, renewed
@@ -47,6 +48,8 @@ class Plan:
     claims: dict[str, str]
     seeds: list[int]
     """Those that the spec plans."""
+    placeholders: list[str]
+    """What a run is made with and is still to be filled in."""
 
 
 def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
@@ -70,7 +73,8 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
             f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden"
         )
     departures = differences(shaping(shipped), shaping(config))
-    return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment), spec.seeds)
+    places = of_run(project.method.placeholder, spec, experiment, config)
+    return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment), spec.seeds, places)
 
 
 def run_folder(runs: Path, experiment: str, seed: int) -> Path:
@@ -149,6 +153,7 @@ def _evaluate(
         "departures": [str(change) for change in plan.departures],
         "claims": plan.claims,
         "planned_seeds": plan.seeds,
+        "placeholders": plan.placeholders,
         **renewed(info, before),
         "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()}
         | {"evaluate": round(evaluation_s, 2)},
@@ -280,7 +285,7 @@ def unmeasured(plan: Plan, record: dict[str, Any]) -> list[str]:
     """A line for each claim of the experiment that names a metric which the evaluation did not give."""
     lines, spec = [], load_spec(plan.project.spec)
     for claim in spec.claims_of(plan.experiment):
-        for name in filter(None, (claim.metric, claim.divided_by, claim.floor)):
+        for name in filter(None, (*claim.operands, claim.floor)):
             if name not in record["metrics"]:
                 close = difflib.get_close_matches(name, list(record["metrics"]), n=1)
                 hint = f"; did you mean '{close[0]}'?" if close else ""

@@ -13,12 +13,14 @@ from repro import arguments
 from repro.distributed import world_of_this_process
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.method import find_project
+from repro.placeholders import FEW, of_claim
 from repro.progress import say
-from repro.report.markup import number
+from repro.report.markup import number, plural
 from repro.report.results import read_record
 from repro.run import RECORD, Plan, execute, execute_many, holds_run, plan, run_folder
 from repro.runtime import Runtime
-from repro.spec import load_spec
+from repro.spec import Spec, load_spec
+from repro.table import listed
 
 LINE = 120
 """The longest line about a finished run, in signs."""
@@ -60,6 +62,7 @@ def command(options: argparse.Namespace) -> int:
             for one in plans:
                 for change in one.changes:
                     print(f"{one.experiment}: {change}", file=sys.stderr)
+            _warn_of_placeholders(plans, load_spec(project.spec))
         if options.dry_run:
             if world.first:
                 print(json.dumps({one.experiment: one.config.model_dump(mode="json") for one in plans}, indent=1))
@@ -72,6 +75,19 @@ def command(options: argparse.Namespace) -> int:
         if len(plans) * len(options.seeds) == 1 or world.size > 1:
             return _run_here(options, plans, runtime)
     return _run_in_processes(options, plans, overrides)
+
+
+def _warn_of_placeholders(plans: list[Plan], spec: Spec) -> None:
+    """Says in a line, before anything is trained, which claims the runs cannot decide and why."""
+    claims = [(one, claim) for one in plans for claim in spec.claims_of(one.experiment)]
+    undecided = {claim.id: [*one.placeholders, *of_claim(spec, claim)] for one, claim in claims}
+    undecided = {name: places for name, places in undecided.items() if places}
+    places = list(dict.fromkeys(place for own in undecided.values() for place in own))
+    if places:
+        verdict = "no verdict" if len(undecided) == len(claims) else f"no verdict on {listed(list(undecided), FEW)}"
+        count = f"{plural(len(places), 'place')} {'is' if len(places) == 1 else 'are'} still to be filled in"
+        named = ", ".join(places[:FEW]) + ", ..." * (len(places) > FEW)
+        say(f"repro: warning: {verdict} can come of this run: {count}: {named}; repro check lists them")
 
 
 def _run_here(options: argparse.Namespace, plans: list[Plan], runtime: Runtime) -> int:
@@ -138,7 +154,7 @@ def _narrator(options: argparse.Namespace, plans: list[Plan]) -> Callable[[Plan,
 def _line(one: Plan, seed: int, record: dict, was_there: bool) -> str:
     """Experiment, seed, seconds and the metrics that the experiment's claims are about, as many as fit into a line."""
     claims = load_spec(one.project.spec).claims_of(one.experiment)
-    names = dict.fromkeys(name for claim in claims for name in (claim.metric, claim.divided_by) if name)
+    names = dict.fromkeys(name for claim in claims for name in claim.operands)
     metrics = [f"{name} {number(record['metrics'][name])}" for name in names if name in record["metrics"]]
     seconds = sum(record.get("wall_s", {}).values())
     told = f"{one.experiment} seed {seed}: {'was finished, ' * was_there}{seconds:.{0 if seconds >= 10 else 1}f} s"

@@ -23,51 +23,78 @@ Quote = str | list[str] | None
 class Paper(Section):
     title: str
     authors: list[str]
-    arxiv: str
-    version: str
-    url: str
+    arxiv: str | None = None
+    version: str | None = None
+    url: str | None = None
 
 
 class Tolerance(Section):
     """When a claim counts as reproduced, and when as close. See `Claim.kind` for what is compared."""
 
-    reproduced: PositiveFloat
-    close: PositiveFloat
+    reproduced: float
+    close: float
     why: str = Field(min_length=10)
 
-    @model_validator(mode="after")
-    def _ordered(self):
-        if self.close < self.reproduced:
-            raise ValueError(f"close ({self.close}) no tighter than reproduced ({self.reproduced})")
-        return self
+    def expected(self, kind: str | None) -> str | None:
+        """What the two should be for a claim of this kind, or where no claim says it (None); None when they are."""
+        if kind not in ("at_most", "at_least") and min(self.reproduced, self.close) <= 0:
+            return f"both greater than 0, found reproduced ({self.reproduced}) and close ({self.close})"
+        if kind == "at_least":
+            return (
+                None
+                if self.close <= self.reproduced
+                else f"close ({self.close}) not above reproduced ({self.reproduced})"
+            )
+        return (
+            None
+            if self.close >= self.reproduced
+            else f"close ({self.close}) no tighter than reproduced ({self.reproduced})"
+        )
 
 
 class Claim(Section):
     """One checkable statement of the paper.
 
     kind "equal": |ours - reported| / |reported| is held against the tolerance.
+    kind "within": |ours - reported| itself is, in the unit of the metric.
     kind "at_most": our value itself is held against the tolerance, whatever the paper reports.
+    kind "at_least": so it is from below: a value of `reproduced` or more is reproduced, one of `close` or more is close.
     `tolerance` is the name of one of the spec's tolerances; `floor` the metric that no generator can beat.
-    Our value of a seed is `metric`, divided by `divided_by` when that is given; `quote` then marks dividend and divisor.
+    Our value of a seed is `metric`, divided by `divided_by` or less `minus` when one of them is given; `quote` then marks
+    both values, in this order.
     """
 
     id: str = Identifier
     statement: str
     where: str
     experiment: str = Identifier
-    kind: Literal["equal", "at_most"]
+    kind: Literal["equal", "within", "at_most", "at_least"]
     metric: str
-    divided_by: str | None
+    divided_by: str | None = None
+    minus: str | None = None
     reported: float
-    floor: str | None
+    floor: str | None = None
     tolerance: str
     quote: Quote = None
 
     @model_validator(mode="after")
     def _relative_to_something(self):
         if self.kind == "equal" and self.reported == 0:
-            raise ValueError("another reported value than 0 for kind equal, whose tolerance is relative; use at_most")
+            raise ValueError(
+                "another reported value than 0 for kind equal, whose tolerance is relative; use at_most or within"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _one_operation(self):
+        if self.divided_by is not None and self.minus is not None:
+            raise ValueError("divided_by or minus, not both")
+        return self
+
+    @property
+    def operands(self) -> list[str]:
+        """The metrics that our value is made of."""
+        return [name for name in (self.metric, self.divided_by, self.minus) if name]
 
 
 ITEMS = (
@@ -81,7 +108,8 @@ class Setting(Section):
     """A value that shapes a result: where it comes from and, if the paper leaves it open, what else it could be.
 
     `key` is its place in the configurations of `experiments` (both may hold `*`); None for what no field holds. `item` is the
-    item of the extraction checklist that it answers, `quote` the words of the source that say it.
+    item of the extraction checklist that it answers, `quote` the words of the source that say it. What an origin needs of
+    `where`, `alternatives` and `why` is asked for by `repro check`.
     """
 
     name: str
@@ -89,9 +117,9 @@ class Setting(Section):
     key: str | None
     value: int | float | str | bool | list[int] | list[float] | list[str] | None
     origin: Literal["paper", "authors' code", "cited", "assumed", "measured here"]
-    where: str = Field(min_length=3)
-    alternatives: list[str]
-    why: str
+    where: str = Field("not stated", min_length=3)
+    alternatives: list[str] = []
+    why: str = ""
     item: Literal[ITEMS] | None = None
     quote: Quote = None
 
@@ -165,6 +193,17 @@ class Spec(Section):
         unknown = sorted({claim.tolerance for claim in self.claims} - set(self.tolerances))
         if unknown:
             raise ValueError(f"each claim's tolerance among {', '.join(self.tolerances)}, found {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _tolerances_ordered(self):
+        used = {claim.tolerance for claim in self.claims}
+        uses = [(f"claim {claim.id} ({claim.kind})", claim.tolerance, claim.kind) for claim in self.claims]
+        uses += [("no claim", name, None) for name in self.tolerances if name not in used]
+        for user, name, kind in uses:
+            expected = self.tolerances[name].expected(kind) if name in self.tolerances else None
+            if expected:
+                raise ValueError(f"in tolerance '{name}', which {user} uses, {expected}")
         return self
 
     def claims_of(self, experiment: str) -> list[Claim]:
@@ -241,6 +280,7 @@ def claim_hashes(spec: Spec, experiment: str) -> dict[str, str]:
 
 def claim_hash(spec: Spec, claim: Claim) -> str:
     """A hash of a claim with its tolerance. The quote is left out: it is evidence, and changes no verdict."""
+    left_out = {"quote"} if claim.minus else {"quote", "minus"}  # the records of an older kit know no `minus`
     return digest(
-        [claim.model_dump(mode="json", exclude={"quote"}), spec.tolerances[claim.tolerance].model_dump(mode="json")]
+        [claim.model_dump(mode="json", exclude=left_out), spec.tolerances[claim.tolerance].model_dump(mode="json")]
     )

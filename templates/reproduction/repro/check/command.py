@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,18 +13,17 @@ from typing import Any, TypeVar
 
 from repro.arguments import add_json, add_runs
 from repro.check.coverage import NO_SETTING_NEEDED, contradicted, missing, missing_parts, unsourced
-from repro.check.findings import CHANGED, KINDS, MISSING, Finding
+from repro.check.findings import CHANGED, KINDS, MISSING, PLACEHOLDER, Finding
 from repro.check.paper import Paper, read_paper
 from repro.check.sources import not_found, quotes_alone, searched
 from repro.config import Section, flatten, read_yaml, validate
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.method import Files, NoMethod, Project, find_project
+from repro.placeholders import label, open_places
 from repro.report.results import read_record, read_records
 from repro.run import RECORD
 from repro.spec import ITEMS, Claim, Draft, Spec, claim_hash, settings_of
 from repro.table import WIDTH
-
-PLACEHOLDER = re.compile(r"\s*(?:FILL IN|TODO|TBD|FIXME|\?\?\?)")
 
 NOT_GIVEN = ": found nothing, expected a value"
 """How repro.config.validate tells of a field that is not there."""
@@ -35,8 +33,8 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Checks spec.yaml before any run: what is missing, has no source, contradicts a configuration,\n"
-        "does not stand in the paper, or was changed after a run. Exit code 1 when there is a finding."
+        "Checks spec.yaml before any run: what is still to be filled in, is missing, has no source, contradicts a\n"
+        "configuration, does not stand in the paper, or was changed after a run. Exit code 1 when there is a finding."
     )
     parser.epilog = "example: repro check --paper paper.txt   (the text comes from: pdftotext paper.pdf paper.txt)"
     parser.add_argument(
@@ -82,17 +80,17 @@ def check_project(project: Files, paper: Paper | None, runs: Path, known: Sequen
     """
     experiments = project.experiments()
     spec, findings = _read(Draft, project.spec, project.spec.name)
-    findings = [*known, *findings]
+    findings = [*known, *_stand_ins(project), *findings]
     configs: dict[str, Section | dict] = {}
     refused: list[str] = []
     for name, path in experiments.items():
         try:
             model = project.config_class(name) if isinstance(project, Project) else None
-            config, open_places = _read(model, path, f"configs/{path.name}")
+            config, found = _read(model, path, f"configs/{path.name}")
         except BadInput as error:
             refused += error.problems
             continue
-        findings += open_places
+        findings += found
         if config is not None:
             configs[name] = config
     if refused:
@@ -140,6 +138,12 @@ def _wrapped(text: str, first: str, rest: str) -> list[str]:
     )
 
 
+def _stand_ins(project: Files) -> Iterator[Finding]:
+    """What the method itself says is not the paper's yet."""
+    if isinstance(project, Project) and project.method.placeholder:
+        yield Finding(PLACEHOLDER, "method", project.method.placeholder, "the paper's, and Method.placeholder left out")
+
+
 def _read(model: type[AnySection] | None, path: Path, name: str) -> tuple[AnySection | dict | None, list[Finding]]:
     """A file as `model`, or as it is without one, and a finding per placeholder and empty text.
 
@@ -148,18 +152,20 @@ def _read(model: type[AnySection] | None, path: Path, name: str) -> tuple[AnySec
     data = read_yaml(path, may_be_empty=model is Draft)
     if model is Draft:
         data = {key: value for key, value in data.items() if value is not None}  # a heading with nothing below it yet
-    open_places = list(_open_places(data, "", ""))
+    places = list(open_places(data))
     findings = [
-        Finding(MISSING, f"{name}: {shown}", repr(text) if text else "an empty text", "what belongs here")
-        for _, shown, text in open_places
-        if text or model is Draft  # a configuration may hold an empty text
+        Finding(PLACEHOLDER, f"{name}: {place.shown}", repr(place.text), "what belongs here")
+        if place.text
+        else Finding(MISSING, f"{name}: {place.shown}", "an empty text", "what belongs here")
+        for place in places
+        if place.text or model is Draft  # a configuration may hold an empty text
     ]
     if model is None:
         return data, findings
     try:
         return validate(model, data, str(path)), findings
     except BadInput as error:
-        starts = tuple(f"{path}: {key}" for key, _, _ in open_places)
+        starts = tuple(f"{path}: {place.key}" for place in places)
         others = [problem for problem in error.problems if not problem.startswith(starts)]
         absent = [problem for problem in others if model is Draft and problem.endswith(NOT_GIVEN)]
         if len(others) > len(absent):
@@ -174,29 +180,8 @@ def _shown(data: Any, key: str) -> str:
     names = []
     for part in key.split("."):
         data = (data[int(part)] if isinstance(data, list) else data.get(part)) if data else None
-        names.append(_label(data, part) if part.isdigit() else part)
+        names.append(label(data, part) if part.isdigit() else part)
     return ".".join(names)
-
-
-def _label(entry: Any, index: str) -> str:
-    name = (entry.get("id") or entry.get("name")) if isinstance(entry, dict) else None
-    return index if name is None else f"'{name}'"
-
-
-def _open_places(node: Any, key: str, shown: str) -> Iterator[tuple[str, str, str]]:
-    """Every placeholder and empty text: its key as pydantic names it, as a reader finds it, and the text."""
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _open_places(child, _join(key, name), _join(shown, name))
-    elif isinstance(node, list):
-        for index, child in enumerate(node):
-            yield from _open_places(child, _join(key, str(index)), _join(shown, _label(child, str(index))))
-    elif isinstance(node, str) and (not node.strip() or PLACEHOLDER.match(node)):
-        yield key, shown, node.strip()
-
-
-def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
 
 
 @dataclass(frozen=True)
@@ -210,12 +195,13 @@ class _Record:
 
 
 def _records(store: Path, runs: Path) -> list[_Record]:
-    """The full runs in the reports and under `runs`, each once. Shortened and altered ones judge no claim, so they are left out."""
+    """The full runs in the reports and under `runs`, each once. Shortened and altered ones, and those that were made with a
+    placeholder, judge no claim, so they are left out."""
     found = {}
     kept = [(f"{store.parent.name}/{store.name}", one) for one in (read_records(store) if store.is_dir() else [])]
     made = [(str(path.parent), read_record(path)) for path in sorted(runs.glob(f"*/seed-*/{RECORD}"))]
     for path, one in [*kept, *made]:
-        if not one["departures"]:
+        if not one["departures"] and not one.get("placeholders"):
             record = _Record(path, one["experiment"], one["seed"], one["claims"])
             found[one["experiment"], one["seed"], tuple(sorted(one["claims"].items()))] = record
     return list(found.values())

@@ -10,10 +10,11 @@ from typing import Any
 
 from repro.check.findings import CONTRADICTED, MISSING, UNSOURCED, Finding, grouped, some
 from repro.check.paper import pages_named
+from repro.placeholders import holds_placeholder
 from repro.spec import ITEMS, Draft, Spec, settings_of
 
 PARTS = {
-    "paper": "title, authors, arxiv, version and url",
+    "paper": "title, authors, and arxiv with its version, or url",
     "level": "conceptual, code, experimental or extension",
     "seeds": "the seeds that count",
     "tolerances": "when a claim holds, and why this much",
@@ -43,6 +44,8 @@ def missing_parts(spec: Draft) -> Iterator[Finding]:
 
 def missing(spec: Spec, experiments: list[str], leaves: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """What a complete spec has and this one does not; `leaves` are the fields of each configuration by experiment."""
+    if spec.paper and not spec.paper.arxiv and not spec.paper.url:
+        yield Finding(MISSING, "spec.yaml: paper", "neither arxiv nor url", "where the paper can be had")
     if spec.budget is None:
         yield Finding(MISSING, "spec.yaml: budget", "nothing", "device, hours and session_hours: what it may cost")
     if spec.level == "conceptual" and not spec.simplifications:
@@ -101,6 +104,12 @@ def unsourced(spec: Spec, leaves: Mapping[str, Mapping[str, Any]], root: Path) -
     for setting in spec.settings:
         place = f"spec.yaml: setting '{setting.name}'"
         where = f"{place}: where"
+        if setting.origin == "assumed" and not setting.alternatives:
+            yield Finding(UNSOURCED, f"{place}: alternatives", "none", "what else it could be")
+        if setting.origin == "assumed" and "why" not in setting.model_fields_set:
+            yield Finding(UNSOURCED, f"{place}: why", "nothing", "the reason for this value")
+        if holds_placeholder(setting.where):
+            continue  # said once, as a placeholder
         if setting.origin == "paper" and not pages_named(setting.where):
             yield Finding(UNSOURCED, where, repr(setting.where), "the page of the paper, such as 'page 13, E.1'")
         if setting.origin == "authors' code":
@@ -118,10 +127,8 @@ def unsourced(spec: Spec, leaves: Mapping[str, Mapping[str, Any]], root: Path) -
             yield Finding(
                 UNSOURCED, where, repr(setting.where), "the script or test that measured it, a file of this project"
             )
-        if setting.origin == "assumed" and not setting.alternatives:
-            yield Finding(UNSOURCED, f"{place}: alternatives", "none", "what else it could be")
     for claim in spec.claims:
-        if not pages_named(claim.where):
+        if not pages_named(claim.where) and not holds_placeholder(claim.where):
             yield Finding(UNSOURCED, f"spec.yaml: claim {claim.id}: where", repr(claim.where), "the page of the paper")
 
 

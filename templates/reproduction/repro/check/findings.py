@@ -9,9 +9,9 @@ from typing import Any
 from repro.check.paper import Readings
 from repro.table import listed
 
-MISSING, UNSOURCED, CONTRADICTED = "missing", "unsourced", "contradicted"
-NOT_FOUND, CHANGED = "not found", "changed"
-KINDS = (MISSING, UNSOURCED, CONTRADICTED, NOT_FOUND, CHANGED)
+PLACEHOLDER, MISSING, UNSOURCED = "to fill in", "missing", "unsourced"
+CONTRADICTED, NOT_FOUND, CHANGED = "contradicted", "not found", "changed"
+KINDS = (PLACEHOLDER, MISSING, UNSOURCED, CONTRADICTED, NOT_FOUND, CHANGED)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from repro.check.paper import (
     plain,
     too_short,
 )
-from repro.spec import Spec, passages
+from repro.placeholders import holds_placeholder
+from repro.spec import Claim, Setting, Spec, passages
 
 DIGITS_FOUND_ALONE = 3
 """A number of fewer digits needs a quote. Measured on the 17 pages of arXiv 2401.14069v1 (tests/nsgf/test_spec_checked.py): a whole
@@ -46,26 +47,29 @@ class Source:
 
 def quotes_alone(spec: Spec) -> Iterator[Finding]:
     """What is wrong with quotes before any page is opened: a value without one, or one that says another value."""
-    for setting in spec.settings:
+    for setting in filter(_is_filled_in, spec.settings):
         place, quotes = f"spec.yaml: setting '{setting.name}'", passages(setting.quote)
         yield from _form(place, quotes)
         if setting.origin == "paper":
             yield from _says(place, "value", quotes, setting.value)
         elif quotes and setting.origin in ("assumed", "measured here") and not pages_named(setting.where):
             yield Finding(UNSOURCED, f"{place}: where", repr(setting.where), "the page of the quote")
-    for claim in spec.claims:
+    for claim in filter(_is_filled_in, spec.claims):
         place, quotes = f"spec.yaml: claim {claim.id}", passages(claim.quote)
         yield from _form(place, quotes)
-        if claim.divided_by and quotes and len(meant(quotes)) != 1:
-            yield from _says_quotient(place, meant(quotes), claim.reported)
-        else:
+        if len(claim.operands) == 1 or not quotes or len(meant(quotes)) == 1:
             yield from _says(place, "reported", quotes, claim.reported)
+        elif claim.minus:
+            yield from _says_difference(place, meant(quotes), claim.reported)
+        else:
+            yield from _says_quotient(place, meant(quotes), claim.reported)
 
 
 def not_found(spec: Spec, paper: Paper) -> Iterator[Finding]:
     """What does not stand on the page that it is said to stand on."""
     first = min(paper.pages)
-    if spec.paper and first not in paper.holding(spec.paper.title):
+    titled = spec.paper and not holds_placeholder(spec.paper.title)
+    if titled and first not in paper.holding(spec.paper.title):
         yield Finding(
             NOT_FOUND, "spec.yaml: paper.title", f"{short(spec.paper.title)} is not on page {first} of {paper.path.name}", "the text of this paper"
         )  # fmt: skip
@@ -117,15 +121,21 @@ def found_alone(value: Any) -> bool:
 
 
 def _sources(spec: Spec) -> Iterator[Source]:
-    for setting in spec.settings:
+    for setting in filter(_is_filled_in, spec.settings):
         place, quotes = f"spec.yaml: setting '{setting.name}'", passages(setting.quote)
         if setting.origin == "paper":
             value = "null" if setting.value is None else setting.value
             yield Source(place, "settings of the paper", setting.where, quotes, value)
         elif setting.origin in ("assumed", "measured here"):  # other origins quote other texts
             yield Source(place, "other quotes", setting.where, quotes, None)
-    for claim in spec.claims:
+    for claim in filter(_is_filled_in, spec.claims):
         yield Source(f"spec.yaml: claim {claim.id}", "claims", claim.where, passages(claim.quote), claim.reported)
+
+
+def _is_filled_in(entry: Setting | Claim) -> bool:
+    """Whether there is something to search for: a placeholder is a finding of its own, and no words of the paper."""
+    value = entry.value if isinstance(entry, Setting) else entry.reported
+    return not holds_placeholder([entry.where, entry.quote, value])
 
 
 def _form(place: str, quotes: Sequence[str]) -> Iterator[Finding]:
@@ -180,6 +190,17 @@ def _says_quotient(place: str, said: Sequence[Readings], reported: float) -> Ite
     if not any(below and abs(above / below - exact(reported)) <= half for above in said[0] for below in said[1]):
         found = f"{reported:g}, but its quote says {readings_in_words(said[0])} / {readings_in_words(said[1])}"
         yield Finding(CONTRADICTED, f"{place}: reported", found, f"the quotient, rounded to {decimals} decimals")
+
+
+def _says_difference(place: str, said: Sequence[Readings], reported: float) -> Iterator[Finding]:
+    """A difference is exact: it has the digits of the two, and none is lost to rounding."""
+    if len(said) != 2:
+        expected = f"the two whose difference is {reported:g}, each between ** and **"
+        yield Finding(UNSOURCED, f"{place}: quote", _count(said), expected)
+        return
+    if not any(above - below == exact(reported) for above in said[0] for below in said[1]):
+        found = f"{reported:g}, but its quote says {readings_in_words(said[0])} - {readings_in_words(said[1])}"
+        yield Finding(CONTRADICTED, f"{place}: reported", found, "their difference")
 
 
 def _unknown_pages(place: str, where: str, paper: Paper) -> Iterator[Finding]:

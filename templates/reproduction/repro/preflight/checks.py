@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Status = Literal["pass", "fail", "not applicable"]
+Status = Literal["pass", "fail", "open", "not applicable"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Check:
 
 CHECKS = {
     "spec": Check("project", "`repro check` finds no fault in the spec", "run repro check"),
+    "placeholders": Check("project", "nothing is still to be filled in", "fill in what repro check lists"),
     "seeds": Check("project", "the spec names seeds, each once", "name each seed once in spec.yaml"),
     "commit": Check("project", "a record would name the commit of the code that runs", "commit or stash the changes"),
     "configuration": Check("experiment", "it loads, and agrees with the spec", "make the two agree"),
@@ -88,7 +89,8 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One answer. `text` says what was found; for a check that is not applicable, why."""
+    """One answer. `text` says what was found; for a check that is not applicable, why. "open" keeps nothing from running, but
+    what runs does not count."""
 
     check: str
     status: Status
@@ -113,6 +115,9 @@ class Findings:
 
     def failed(self, check: str, text: str, phase: str | None = None) -> None:
         self.rows.append(Row(check, "fail", text, self.experiment, phase))
+
+    def left_open(self, check: str, text: str) -> None:
+        self.rows.append(Row(check, "open", text, self.experiment))
 
     def left_out(self, check: str, reason: str, phase: str | None = None) -> None:
         self.rows.append(Row(check, "not applicable", reason, self.experiment, phase))

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from repro import arguments
+from repro.check.findings import PLACEHOLDER, Finding
 from repro.config import load
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.failure import describe
@@ -31,11 +32,13 @@ from repro.memory import command as memory
 from repro.memory import devices
 from repro.memory.footprint import needed
 from repro.method import Project, find_project
+from repro.placeholders import FEW
 from repro.pool import gib
 from repro.preflight.checks import CHECKS, Findings, Row, in_order
 from repro.preflight.inspection import Question, inspect
 from repro.probe import probe
 from repro.progress import progress
+from repro.report.markup import plural
 from repro.runinfo import git_commit
 from repro.runtime import Runtime
 from repro.spec import load_spec
@@ -74,10 +77,10 @@ def command(options: argparse.Namespace) -> int:
     jobs = 1 if len(names) == 1 else min(options.jobs, len(tasks))
     found = [*of_project(project, question), *(_here(tasks) if jobs == 1 else _in_processes(tasks, jobs))]
     rows, seconds = in_order(found), time.perf_counter() - began
-    failed = sum(row.status == "fail" for row in rows)
+    failed, left_open = (_count(rows, status) for status in ("fail", "open"))
     if options.json:
-        told = [asdict(row) | {"fix": row.fix} for row in rows]
-        print(json.dumps({"rows": told, "failed": failed, "seconds": round(seconds, 1), "jobs": jobs}, indent=1))
+        told = {"rows": [asdict(row) | {"fix": row.fix} for row in rows], "failed": failed, "open": left_open}
+        print(json.dumps(told | {"seconds": round(seconds, 1), "jobs": jobs}, indent=1))
     else:
         print(
             page(
@@ -96,9 +99,9 @@ def of_project(project: Project, question: Question) -> list[Row]:
         spec = load_spec(project.spec)
     except BadInput as error:
         findings.failed("spec", describe(error))
-        findings.left_out("seeds", "the spec cannot be read")
+        findings.leave_out_all(("placeholders", "seeds"), "the spec cannot be read")
     else:
-        findings.judge("spec", _fault_of_spec(project, question), str(project.spec))
+        _check_spec(project, question, findings)
         twice = sorted({seed for seed in spec.seeds if spec.seeds.count(seed) > 1})
         problem = f"found {listed([str(seed) for seed in twice])} more than once" if twice else None
         findings.judge("seeds", problem, f"a full run: --seeds {' '.join(map(str, spec.seeds))}")
@@ -112,16 +115,30 @@ def of_project(project: Project, question: Question) -> list[Row]:
     return findings.rows
 
 
-def _fault_of_spec(project: Project, question: Question) -> str | None:
+def _check_spec(project: Project, question: Question, findings: Findings) -> None:
+    """The rows of what `repro check` finds: what is to be filled in keeps nothing from running, the rest are faults."""
     from repro.check.command import check_project
 
     try:
         found = check_project(project, None, question.runs).findings
     except BadInput as error:
-        return describe(error)
-    if not found:
-        return None
-    first, more = found[0], f"; and {len(found) - 1} more" if len(found) > 1 else ""
+        findings.failed("spec", describe(error))
+        findings.left_out("placeholders", "see the row of the spec")
+        return
+    faults = [one for one in found if one.kind != PLACEHOLDER]
+    findings.judge("spec", _first_of(faults) if faults else None, str(project.spec))
+    places = [one.place for one in found if one.kind == PLACEHOLDER]
+    if places:
+        findings.left_open(
+            "placeholders",
+            f"found {plural(len(places), 'place')}, expected none before a run that counts: {listed(places, FEW)}; repro check lists them",
+        )
+    else:
+        findings.passed("placeholders")
+
+
+def _first_of(faults: Sequence[Finding]) -> str:
+    first, more = faults[0], f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
     return f"{first.kind}: {first.place}: found {first.found}, expected {first.expected}{more}"
 
 
@@ -249,24 +266,31 @@ def _no_answer(task: Task, why: str) -> list[Row]:
 
 
 def page(rows: Sequence[Row], known: Sequence[str], tally: str) -> str:
-    """The checklist with counts, then every failed row with what to do, then why others are not applicable."""
+    """The checklist with counts, then every failed row with what to do, what is open, then why others are not applicable."""
     lines = []
     for name, check in CHECKS.items():
         own = [row.status for row in rows if row.check == name]
         if own:
-            counts = [str(own.count(status) or "") for status in ("pass", "fail", "not applicable")]
+            counts = [str(own.count(status) or "") for status in ("pass", "fail", "open", "not applicable")]
             lines.append([name, *counts, f"{check.of}: {check.asks}"])
-    text = [table(["check", "pass", "FAIL", "n/a", "passes when"], lines), ""]
+    text = [table(["check", "pass", "FAIL", "open", "n/a", "passes when"], lines), ""]
     failed = _merged(rows, "fail", known)
     for check, where, what in failed:
         text += wrapped(f"FAIL  {check}{where}: {what}", "      ") + wrapped(
             f"      fix: {CHECKS[check].fix}", "      "
         )
-    text += [""] * bool(failed)
+    left_open = _merged(rows, "open", known)
+    for check, where, what in left_open:
+        text += wrapped(f"OPEN  {check}{where}: {what}", "      ")
+    text += [""] * bool(failed or left_open)
     for check, where, what in _merged(rows, "not applicable", known):
         text += wrapped(f"n/a   {check}{where}: {what}", "      ")
-    count = sum(row.status == "fail" for row in rows)
-    return "\n".join([*text, "", f"{len(rows)} rows, {count} failed; {tally}"])
+    counts = f"{_count(rows, 'fail')} failed" + (f", {_count(rows, 'open')} open" if left_open else "")
+    return "\n".join([*text, "", f"{len(rows)} rows, {counts}; {tally}"])
+
+
+def _count(rows: Sequence[Row], status: str) -> int:
+    return sum(row.status == status for row in rows)
 
 
 def _merged(rows: Sequence[Row], status: str, known: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -356,7 +356,7 @@ def _depends_on_mode(module: nn.Module) -> bool:
 def _fault_of_metrics(spec: Spec, experiment: str, values: Mapping[str, float]) -> str | None:
     problems = []
     for claim in spec.claims_of(experiment):
-        for name in filter(None, (claim.metric, claim.divided_by, claim.floor)):
+        for name in filter(None, (*claim.operands, claim.floor)):
             if name not in values:
                 close = difflib.get_close_matches(name, list(values), n=1)
                 hint = f"; did you mean '{close[0]}'?" if close else ""

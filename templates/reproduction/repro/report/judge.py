@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from repro.errors import BadInput
+from repro.placeholders import FEW, of_claim
 from repro.report.statistics import Interval, Pairs, compare, mean_interval
 from repro.spec import Claim, Gap, Spec, Tolerance, claim_hash
+from repro.table import listed
 
 REPRODUCED, CLOSE, NOT = "reproduced", "close", "not reproduced"
 INCONCLUSIVE, COULD_NOT_RUN = "inconclusive", "could not run"
@@ -58,7 +60,9 @@ def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
     used = [record for record in records if record["seed"] in spec.seeds and _value(claim, record) is not None]
     values = [_value(claim, record) for record in used]
     tolerance = spec.tolerances[claim.tolerance]
-    verdict, reason = _verdict(claim, tolerance, used, values, claim_hash(spec, claim), spec.seeds)
+    verdict, reason = _not_filled_in(spec, claim, used) or _verdict(
+        claim, tolerance, used, values, claim_hash(spec, claim), spec.seeds
+    )
     floors = [record["metrics"][claim.floor] for record in used if claim.floor in record["metrics"]]
     if floors and claim.reported < min(floors):
         reason += f"; {BELOW_FLOOR}"
@@ -66,9 +70,8 @@ def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
         reason += f"; added to the planned seeds after a run: {_listed(added)}"
     pairs = _pairs(claim, used)
     interval = pairs.interval if pairs else mean_interval(values)
-    metric = claim.metric if claim.divided_by is None else f"{claim.metric} / {claim.divided_by}"
     return Judgement(
-        claim.id, claim.statement, claim.where, claim.experiment, claim.kind, metric, claim.reported,
+        claim.id, claim.statement, claim.where, claim.experiment, claim.kind, _formula(claim), claim.reported,
         _summary(values), _summary(floors), tolerance.model_dump(mode="json"), verdict, reason,
         [record["seed"] for record in used],
         sorted({record["commit"] for record in used}),
@@ -120,18 +123,34 @@ def hardware(record: dict) -> str:
 
 def _value(claim: Claim, record: dict) -> float | None:
     metrics = record["metrics"]
-    names = [claim.metric] + ([claim.divided_by] if claim.divided_by else [])
-    if any(name not in metrics for name in names):
+    if any(name not in metrics for name in claim.operands):
         return None
+    if claim.minus:
+        return metrics[claim.metric] - metrics[claim.minus]
     divisor = metrics[claim.divided_by] if claim.divided_by else 1.0
     return metrics[claim.metric] / divisor if divisor else None
 
 
+def _formula(claim: Claim) -> str:
+    return (" - " if claim.minus else " / ").join(claim.operands)
+
+
 def _pairs(claim: Claim, used: Sequence[dict]) -> Pairs | None:
-    if not used or claim.divided_by is None:
+    if not used or not claim.divided_by:
         return None
     one, other = ([record["metrics"][name] for record in used] for name in (claim.metric, claim.divided_by))
     return compare(one, other)
+
+
+def _not_filled_in(spec: Spec, claim: Claim, used: Sequence[dict]) -> tuple[str, str] | None:
+    """What is said of runs where a placeholder stands in the claim, or stood in what they were made with; None without one."""
+    if not used:
+        return None
+    if places := of_claim(spec, claim):
+        return INCONCLUSIVE, f"to be filled in: {listed(places, FEW)}"
+    if places := list(dict.fromkeys(place for record in used for place in record.get("placeholders", []))):
+        return INCONCLUSIVE, f"made while these were still to be filled in: {listed(places, FEW)}"
+    return None
 
 
 def _verdict(
@@ -178,17 +197,29 @@ def _listed(seeds: Iterable[int]) -> str:
 
 
 def _grade(claim: Claim, tolerance: Tolerance, value: float) -> str:
-    distance = abs(value - claim.reported) / abs(claim.reported) if claim.kind == "equal" else value
+    if claim.kind == "at_least":
+        if value >= tolerance.reproduced:
+            return REPRODUCED
+        return CLOSE if value >= tolerance.close else NOT
+    distance = _distance(claim, value)
     if distance <= tolerance.reproduced:
         return REPRODUCED
     return CLOSE if distance <= tolerance.close else NOT
+
+
+def _distance(claim: Claim, value: float) -> float:
+    """What the tolerance bounds from above."""
+    if claim.kind == "at_most":
+        return value
+    distance = abs(value - claim.reported)
+    return distance / abs(claim.reported) if claim.kind == "equal" else distance
 
 
 def _settled(claim: Claim, tolerance: Tolerance, verdict: str, interval: Interval | None) -> bool | None:
     """Whether the whole interval lies where the verdict is the same."""
     if interval is None or verdict not in (REPRODUCED, CLOSE, NOT):
         return None
-    # The grade changes with the distance to the reported value alone, which is least there and greatest at an end.
+    # The grade changes with the value in one direction, or with its distance to the reported one, which is least there.
     points = [interval.low, interval.high] + ([claim.reported] if claim.reported in interval else [])
     return {_grade(claim, tolerance, point) for point in points} == {verdict}
 
@@ -196,6 +227,10 @@ def _settled(claim: Claim, tolerance: Tolerance, verdict: str, interval: Interva
 def _comparison(claim: Claim, tolerance: Tolerance, value: float) -> str:
     if claim.kind == "equal":
         return f"{100 * (value / claim.reported - 1):+.1f}% from the reported value, {tolerance.reproduced:.0%} allowed"
+    if claim.kind == "within":
+        return f"{value - claim.reported:+.3g} from the reported value, {tolerance.reproduced:g} allowed"
+    if claim.kind == "at_least":
+        return f"at least {tolerance.reproduced:g} required"
     return f"at most {tolerance.reproduced:g} allowed"
 
 

@@ -94,21 +94,23 @@ def _exponent(value: float, digits: int) -> int:
 
 def title_of(paper: Paper) -> str:
     """The title, as a link where the spec gives the address of a web page."""
-    is_page = re.fullmatch(r"https?://[^\s<>]+", paper.url)
-    address = paper.url.replace("(", "%28").replace(")", "%29")
+    url = paper.url or ""
+    is_page = re.fullmatch(r"https?://[^\s<>]+", url)
+    address = url.replace("(", "%28").replace(")", "%29")
     return f"[{text(paper.title)}]({address})" if is_page else text(paper.title)
 
 
 def edition_of(paper: Paper) -> str:
     """Which text of the paper it is: 'arXiv 2401.14069v1', or what the spec says of one that is not there."""
-    number_there = re.fullmatch(r"(?i:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})", paper.arxiv.strip())
-    if number_there and re.fullmatch(r"v\d+", paper.version):
-        parts = [f"arXiv {number_there[1]}{paper.version}"]
+    arxiv, version, url = paper.arxiv or "", paper.version or "", paper.url or ""
+    number_there = re.fullmatch(r"(?i:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})", arxiv.strip())
+    if number_there and re.fullmatch(r"v\d+", version):
+        parts = [f"arXiv {number_there[1]}{version}"]
     else:
-        parts = [f"arXiv {number_there[1]}" if number_there else paper.arxiv, paper.version]
-    if not re.match(r"https?://", paper.url):
-        parts.append(paper.url)
-    return ", ".join(text(part) for part in parts if part.strip())
+        parts = [f"arXiv {number_there[1]}" if number_there else arxiv, version]
+    if not re.match(r"https?://", url):
+        parts.append(url)
+    return ", ".join(text(part) for part in parts if part.strip()) or "edition not stated"
 
 
 def plural(count: int, noun: str) -> str:

@@ -116,7 +116,7 @@ def _once(record: dict, path: Path, found: dict[tuple[str, int], Path]) -> None:
 
 REQUIRED = {"experiment", "seed", "metrics", "claims", "departures", "commit", "machine"}
 FIELDS = {
-    "experiment": str, "seed": int, "config": dict, "config_hash": str, "departures": list, "claims": dict, "planned_seeds": list, "command": str, "commit": str,
+    "experiment": str, "seed": int, "config": dict, "config_hash": str, "departures": list, "claims": dict, "planned_seeds": list, "placeholders": list, "command": str, "commit": str,
     "versions": dict, "machine": dict, "processes": int, "started": str, "wall_s": dict, "prepare_s": dict, "parameters": dict,
     "peak_device_mib": dict, "metrics": dict, "curves": dict,
 }  # fmt: skip

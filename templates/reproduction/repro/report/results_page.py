@@ -181,7 +181,7 @@ def _reason(judgement: Judgement) -> str:
     """The reason as the table shows it: what is said above the table is not said again in every row."""
     if judgement.reason.startswith(SHORTENED):
         return SHORTENED
-    short_form = judgement.reason.replace("% from the reported value, ", "%, ")
+    short_form = judgement.reason.replace(" from the reported value, ", ", ")
     short_form = short_form.replace(BELOW_FLOOR, "reported below floor")
     return f"{short_form}; interval open" if judgement.settled is False else short_form
 

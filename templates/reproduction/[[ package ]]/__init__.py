@@ -1,0 +1,1 @@
+"""The method of the paper, beside the kit in repro/."""

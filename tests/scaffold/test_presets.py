@@ -1,0 +1,127 @@
+"""What each preset gives: files without a trace of the template, a project that installs, passes its own tests and earns no verdict."""
+
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+
+import nbformat
+import pytest
+import yaml
+from conftest import PRESETS, ROOT, in_project, render
+from nbclient import NotebookClient
+
+FILES = {
+    ".copier-answers.yml",
+    ".github/workflows/test.yml",
+    ".gitignore",
+    "AGENTS.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "notebooks/first-look.ipynb",
+    "pyproject.toml",
+    "reports/README.md",
+    "repro/LICENSE",
+    "spec.yaml",
+    "tests/conftest.py",
+    "tests/test_method.py",
+    "tests/test_project.py",
+}
+MODULES = {"__init__", "config", "data", "evaluate", "figures", "method", "phases", "probes"}
+OF_PRESET = {
+    "generic": {"configs/main.yaml"},
+    "generative": {"configs/points.yaml", "method/flow.py"},
+    "classification": {"configs/images.yaml", "method/networks.py", "blind-phase.md", "tests/test_blind_phase.py"},
+}
+KIT = ROOT / "templates/reproduction/repro"
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def rendered(request, template, tmp_path_factory):
+    """A project as it comes, untouched by the tests of this module."""
+    project = render(template, tmp_path_factory.mktemp(request.param) / "my-paper", preset=request.param)
+    return request.param, project
+
+
+def files(project):
+    return {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
+
+
+def test_the_files_are_these_and_the_kit_is_copied_byte_for_byte(rendered):
+    preset, project = rendered
+    kit = {f"repro/{path.relative_to(KIT).as_posix()}": path for path in KIT.rglob("*.py")}
+    modules = {f"method/{name}.py" for name in MODULES}
+    assert files(project) == FILES | modules | OF_PRESET[preset] | set(kit)
+    assert all((project / name).read_bytes() == path.read_bytes() for name, path in kit.items())
+
+
+def test_nothing_of_the_template_language_is_left(rendered):
+    _, project = rendered
+    texts = {name: (project / name).read_text(encoding="utf-8") for name in files(project)}
+    assert [name for name, text in texts.items() if re.search(r"\[%|%\]|\[#|\[\[ ", text)] == []
+
+
+def test_its_code_is_formatted_and_linted(rendered):
+    _, project = rendered
+    ruff, settings = f"{sysconfig.get_path('scripts')}/ruff", ("--config", str(ROOT / "pyproject.toml"))
+    unordered = [
+        "--per-file-ignores",
+        "tests/*:I001",
+    ]  # whether the package or the kit is imported first hangs on its name
+    for command in (["format", "--check"], ["check", *unordered]):
+        done = subprocess.run(
+            [ruff, *command, *settings, "--no-cache", "."], cwd=project, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_its_workflow_calls_targets_that_its_makefile_has(rendered):
+    _, project = rendered
+    jobs = yaml.safe_load((project / ".github/workflows/test.yml").read_text())["jobs"]
+    called = [step["run"].split()[1] for job in jobs.values() for step in job["steps"] if "run" in step]
+    named = re.findall(r"^make (\w+)$", (project / "README.md").read_text(), re.MULTILINE)
+    targets = set(re.findall(r"^([a-z-]+):", (project / "Makefile").read_text(), re.MULTILINE))
+    assert called == ["test", "preflight"]
+    assert set(called) | set(named) <= targets
+
+
+def test_installed_it_passes_its_own_tests_and_its_preflight(rendered, tmp_path):
+    """In an environment of its own, which sees the libraries of this one but not its packages."""
+    _, project = rendered
+    venv.create(tmp_path / "venv", with_pip=False)
+    own = tmp_path / "venv" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+    (own / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    python, repro = (tmp_path / "venv" / "bin" / name for name in ("python", "repro"))
+    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", "."]
+    for command in (
+        [python, "-m", "pip", *install],
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        [repro, "preflight"],
+    ):
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^OPEN +placeholders: found \d+ places", done.stdout, re.MULTILINE)
+
+
+def test_a_full_run_of_the_toy_earns_no_verdict(rendered):
+    _, project = rendered
+    for command in (["run", "*", "--seeds", "0", "1", "2"], ["report", "--note", "--checklist", "--html"]):
+        done = in_project(project, "-m", "repro", *command)
+        assert done.returncode == 0, done.stderr
+    claims = json.loads((project / "reports/results.json").read_text())["claims"]
+    assert {(claim["verdict"], "to be filled in" in claim["reason"]) for claim in claims} == {("inconclusive", True)}
+    assert len(list((project / "reports/figures").glob("*.png"))) == 2
+
+
+def test_its_notebook_runs(rendered):
+    _, project = rendered
+    folder = project / "notebooks"
+    notebook = nbformat.read(folder / "first-look.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 1
