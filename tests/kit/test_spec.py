@@ -62,6 +62,25 @@ def test_close_is_the_lower_bound_of_a_claim_from_below():
     assert spec(lambda data: edit(data, close=0.5)).tolerances["wide"].close == 0.5
 
 
+@pytest.mark.parametrize("kind", ["equal", "within"])
+@pytest.mark.parametrize("bounds", [{"reproduced": 0.0}, {"reproduced": -1.0}, {"reproduced": 0, "close": 0}])
+def test_a_distance_is_held_against_more_than_nothing(kind, bounds):
+    def edit(data):
+        data["claims"][0]["kind"] = kind
+        data["tolerances"]["wide"].update(bounds)
+
+    assert "both greater than 0" in refused(edit)
+
+
+def test_a_value_may_be_held_against_zero_and_less():
+    def edit(data, kind, **bounds):
+        data["claims"][0]["kind"] = kind
+        data["tolerances"]["wide"].update(bounds)
+
+    assert spec(lambda data: edit(data, "at_least", reproduced=0.0, close=-1.0)).tolerances["wide"].close == -1
+    assert spec(lambda data: edit(data, "at_most", reproduced=-1.0, close=0.0)).tolerances["wide"].reproduced == -1
+
+
 def test_one_tolerance_does_not_serve_claims_from_above_and_from_below():
     def edit(data):
         data["claims"].append({**data["claims"][0], "id": "other", "kind": "at_least"})
