@@ -21,7 +21,7 @@ DIGITS_DEMO := --train-iters 700 --set evaluation.samples=300 --set evaluation.n
 REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper" --checklist \
 	--note --claims 'rank-*' 'digits-*' 'mnist-reduced-*'
 
-.PHONY: help setup demo test lint site serve reproduce-2d reproduce-digits reproduce-mnist-reduced catalogue notebooks benchmark test-gpu
+.PHONY: help setup demo test lint site serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial catalogue notebooks benchmark test-gpu
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -76,6 +76,12 @@ reproduce-digits: $(READY) ## NSGF++ on 8x8 digits, every seed; resumable; a qua
 reproduce-mnist-reduced: $(READY) ## MNIST (read from DATA_ROOT=data) in a setting for CPUs, every seed; resumable; about half an hour a seed and core
 	$(BIN)/repro run mnist-reduced --seeds $(SEEDS) --jobs $(JOBS) --resume --device cpu --data-root $(DATA_ROOT)
 	$(REPORT)
+
+tutorial: $(READY) ## make the tutorial's project in build/forward-forward: the scaffold, and the files that its steps write
+	rm -rf build/forward-forward
+	$(BIN)/copier copy --quiet --defaults --vcs-ref HEAD --data-file tutorial/answers.yaml . build/forward-forward
+	cp -r tutorial/project/. build/forward-forward
+	sed -i 's|^dependencies = \[|&\n    "scikit-learn>=1.5,<2",  # its 8 x 8 digits|' build/forward-forward/pyproject.toml
 
 catalogue: $(READY) ## write anew what follows from the entries of LEARNING.md: index, principles, links of the pages
 	$(BIN)/python tests/docs/catalogue.py

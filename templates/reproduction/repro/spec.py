@@ -61,7 +61,8 @@ class Claim(Section):
     kind "at_least": so it is from below: a value of `reproduced` or more is reproduced, one of `close` or more is close.
     `tolerance` is the name of one of the spec's tolerances; `floor` the metric that no generator can beat.
     Our value of a seed is `metric`, divided by `divided_by` or less `minus` when one of them is given; `quote` then marks
-    both values, in this order.
+    both values, in this order. `reported` may be None where the paper says more or less and no number, which at_most and at_least do
+    not need. `origin` cited: another text tells what the paper says, `where` names it, and the quote is of its words.
     """
 
     id: str = Identifier
@@ -72,13 +73,16 @@ class Claim(Section):
     metric: str
     divided_by: str | None = None
     minus: str | None = None
-    reported: float
+    reported: float | None = None
     floor: str | None = None
     tolerance: str
     quote: Quote = None
+    origin: Literal["paper", "cited"] = "paper"
 
     @model_validator(mode="after")
     def _relative_to_something(self):
+        if self.kind in ("equal", "within") and self.reported is None:
+            raise ValueError(f"a reported value for kind {self.kind}; at_most and at_least need none")
         if self.kind == "equal" and self.reported == 0:
             raise ValueError(
                 "another reported value than 0 for kind equal, whose tolerance is relative; use at_most or within"
@@ -279,8 +283,8 @@ def claim_hashes(spec: Spec, experiment: str) -> dict[str, str]:
 
 
 def claim_hash(spec: Spec, claim: Claim) -> str:
-    """A hash of a claim with its tolerance. The quote is left out: it is evidence, and changes no verdict."""
-    left_out = {"quote"} if claim.minus else {"quote", "minus"}  # the records of an older kit know no `minus`
+    """A hash of a claim with its tolerance. Quote and origin are left out: they are evidence, and change no verdict."""
+    left_out = {"quote", "origin"} if claim.minus else {"quote", "origin", "minus"}  # older records know no `minus`
     return digest(
         [claim.model_dump(mode="json", exclude=left_out), spec.tolerances[claim.tolerance].model_dump(mode="json")]
     )

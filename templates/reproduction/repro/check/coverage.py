@@ -30,6 +30,8 @@ _FILE = r"[\w./-]*\w\.[A-Za-z][A-Za-z0-9]{0,4}\b"
 _COMMIT = r"\b(?=[a-f]*\d)[0-9a-f]{7,40}\b|\bv\d"
 _CITATION = rf"\b(?:19|20)\d\d\b|://|\b\d{{4}}\.\d{{4,5}}\b|{_FILE}"
 
+_SOURCE = "a source: author and year, a link, or a file of its code"
+
 
 def missing_parts(spec: Draft) -> Iterator[Finding]:
     """The parts that are not there, or that claims ask for."""
@@ -118,9 +120,7 @@ def unsourced(spec: Spec, leaves: Mapping[str, Mapping[str, Any]], root: Path) -
             elif not re.search(_COMMIT, setting.where):
                 yield Finding(UNSOURCED, where, repr(setting.where), "the commit or version of the authors' code")
         if setting.origin == "cited" and not re.search(_CITATION, setting.where):
-            yield Finding(
-                UNSOURCED, where, repr(setting.where), "a source: author and year, a link, or a file of its code"
-            )
+            yield Finding(UNSOURCED, where, repr(setting.where), _SOURCE)
         if setting.origin == "measured here" and not any(
             _exists(file, root) for file in re.findall(_FILE, setting.where)
         ):
@@ -128,8 +128,13 @@ def unsourced(spec: Spec, leaves: Mapping[str, Mapping[str, Any]], root: Path) -
                 UNSOURCED, where, repr(setting.where), "the script or test that measured it, a file of this project"
             )
     for claim in spec.claims:
-        if not pages_named(claim.where) and not holds_placeholder(claim.where):
-            yield Finding(UNSOURCED, f"spec.yaml: claim {claim.id}: where", repr(claim.where), "the page of the paper")
+        if holds_placeholder(claim.where):
+            continue
+        where = f"spec.yaml: claim {claim.id}: where"
+        if claim.origin == "cited" and not re.search(_CITATION, claim.where):
+            yield Finding(UNSOURCED, where, repr(claim.where), _SOURCE)
+        if claim.origin == "paper" and not pages_named(claim.where):
+            yield Finding(UNSOURCED, where, repr(claim.where), "the page of the paper")
 
 
 def _leaves_without(spec: Spec, leaves: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Finding]]:

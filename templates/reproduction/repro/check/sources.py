@@ -57,7 +57,10 @@ def quotes_alone(spec: Spec) -> Iterator[Finding]:
     for claim in filter(_is_filled_in, spec.claims):
         place, quotes = f"spec.yaml: claim {claim.id}", passages(claim.quote)
         yield from _form(place, quotes)
-        if len(claim.operands) == 1 or not quotes or len(meant(quotes)) == 1:
+        if claim.reported is None:
+            if not quotes:
+                yield Finding(UNSOURCED, f"{place}: quote", "none", "the words of the page")
+        elif len(claim.operands) == 1 or not quotes or len(meant(quotes)) == 1:
             yield from _says(place, "reported", quotes, claim.reported)
         elif claim.minus:
             yield from _says_difference(place, meant(quotes), claim.reported)
@@ -129,7 +132,9 @@ def _sources(spec: Spec) -> Iterator[Source]:
         elif setting.origin in ("assumed", "measured here"):  # other origins quote other texts
             yield Source(place, "other quotes", setting.where, quotes, None)
     for claim in filter(_is_filled_in, spec.claims):
-        yield Source(f"spec.yaml: claim {claim.id}", "claims", claim.where, passages(claim.quote), claim.reported)
+        if claim.origin == "paper":  # a cited one quotes another text
+            value = "null" if claim.reported is None else claim.reported
+            yield Source(f"spec.yaml: claim {claim.id}", "claims", claim.where, passages(claim.quote), value)
 
 
 def _is_filled_in(entry: Setting | Claim) -> bool:

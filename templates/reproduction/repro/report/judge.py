@@ -40,7 +40,7 @@ class Judgement:
     experiment: str
     kind: str
     metric: str
-    reported: float
+    reported: float | None
     reproduced: dict | None
     floor: dict | None
     tolerance: dict
@@ -64,7 +64,7 @@ def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
         claim, tolerance, used, values, claim_hash(spec, claim), spec.seeds
     )
     floors = [record["metrics"][claim.floor] for record in used if claim.floor in record["metrics"]]
-    if floors and claim.reported < min(floors):
+    if floors and claim.reported is not None and claim.reported < min(floors):
         reason += f"; {BELOW_FLOOR}"
     if added := _seeds_added(spec, used):
         reason += f"; added to the planned seeds after a run: {_listed(added)}"
@@ -220,7 +220,8 @@ def _settled(claim: Claim, tolerance: Tolerance, verdict: str, interval: Interva
     if interval is None or verdict not in (REPRODUCED, CLOSE, NOT):
         return None
     # The grade changes with the value in one direction, or with its distance to the reported one, which is least there.
-    points = [interval.low, interval.high] + ([claim.reported] if claim.reported in interval else [])
+    inside = claim.reported is not None and claim.reported in interval
+    points = [interval.low, interval.high] + ([claim.reported] if inside else [])
     return {_grade(claim, tolerance, point) for point in points} == {verdict}
 
 

@@ -75,8 +75,10 @@ def mean_and_spread(summary: Mapping | None, reported: float | None = None) -> t
     return number(mean, spread, digits), number(spread, spread)
 
 
-def as_reported(value: float) -> str:
+def as_reported(value: float | None) -> str:
     """A value of the paper with the digits that the spec gives it. A whole number below 100 keeps one decimal: 98.0, not 98."""
+    if value is None:
+        return ""
     shown = f"{value:.{MOST}g}"
     return f"{value:.1f}" if re.fullmatch(r"-?\d{1,2}", shown) else shown
 
