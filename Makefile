@@ -21,7 +21,7 @@ DIGITS_DEMO := --train-iters 700 --set evaluation.samples=300 --set evaluation.n
 REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper" --checklist \
 	--note --claims 'rank-*' 'digits-*' 'mnist-reduced-*'
 
-.PHONY: help setup demo test lint site serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial catalogue notebooks benchmark test-gpu
+.PHONY: help setup demo test lint site serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill calculator catalogue notebooks benchmark test-gpu
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -59,6 +59,7 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 site: $(READY) ## build the site into site/
 	@[ -f $(DEMO_REPORT)/README.md ] || { mkdir -p $(DEMO_REPORT); printf '# Your demo run\n\nNone yet on this machine. `make demo` makes one.\n' > $(DEMO_REPORT)/README.md; }
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	$(BIN)/python theme/after_build.py site
 
 serve: ## serve the built site on http://localhost:8000 (PORT=... for another)
 	@[ -f site/index.html ] || { echo "make: found no site/index.html; run make demo or make site first" >&2; exit 2; }
@@ -82,6 +83,13 @@ tutorial: $(READY) ## make the tutorial's project in build/forward-forward: the 
 	$(BIN)/copier copy --quiet --defaults --vcs-ref HEAD --data-file tutorial/answers.yaml . build/forward-forward
 	cp -r tutorial/project/. build/forward-forward
 	sed -i 's|^dependencies = \[|&\n    "scikit-learn>=1.5,<2",  # its 8 x 8 digits|' build/forward-forward/pyproject.toml
+
+skill: $(READY) ## the skill that is installed, checked: dist/paper-reproduction and a zip of it
+	$(BIN)/python -m bundle.build
+	$(BIN)/agentskills validate dist/paper-reproduction
+
+calculator: $(READY) ## ask `repro memory` anew for what the calculator of the site shows; a quarter of an hour on an idle core
+	$(BIN)/python -m benchmarks.calculator
 
 catalogue: $(READY) ## write anew what follows from the entries of LEARNING.md: index, principles, links of the pages
 	$(BIN)/python tests/docs/catalogue.py

@@ -35,7 +35,9 @@ def site(tmp_path_factory) -> Path:
     (source / DEMO_PAGE).write_text("# Your demo run\n\nNone yet.\n")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
-    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True, text=True)
+    after = [sys.executable, "theme/after_build.py", str(out)]
+    for one in (command, after):
+        subprocess.run(one, cwd=source, env=environment, check=True, capture_output=True, text=True)
     return out
 
 

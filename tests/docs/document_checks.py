@@ -26,7 +26,10 @@ TOP_PAGES = {
     "TODO.md",
     "reference_impl/README.md",
     "templates/README.md",
+    "tutorial/README.md",
+    "tutorial/project/pilots.md",
 }
+REPORTS = ("reference_impl/reports/", "tutorial/project/reports/")
 MADE_BY_THE_READER = "reference_impl/reports/demo/"
 
 FIELDS = (
@@ -167,7 +170,7 @@ def anchors(text: str) -> set[str]:
 def is_published(path: str) -> bool:
     """Whether the whitelist of mkdocs.yml lets this file into the site."""
     figure = path.startswith("benchmarks/results/") and path.endswith(".png")
-    return figure or path in TOP_PAGES or path.startswith(("refs/", "reference_impl/reports/"))
+    return figure or path in TOP_PAGES or path.startswith(("refs/", *REPORTS))
 
 
 def broken_links(text: str, page: str, read: Callable[[str], str | None]) -> list[str]:

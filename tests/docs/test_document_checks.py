@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import indent
+
 import catalogue
 import pytest
 from document_checks import (
@@ -27,6 +29,13 @@ def test_a_failing_block_is_reported_with_its_line_and_the_others_still_run(tmp_
     assert failing_python(text, tmp_path) == [
         "line 5: AssertionError: planted",
         "line 15: NameError: name 'y' is not defined",
+    ]
+
+
+def test_a_block_inside_of_details_is_run_and_reported_with_its_line(tmp_path):
+    hidden = indent(block("python", "if True:", "    assert False, 'planted'"), "    ")
+    assert failing_python(f"Question.\n\n??? answer\n\n    Text.\n\n{hidden}", tmp_path) == [
+        "line 11: AssertionError: planted"
     ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import catalogue
 import pytest
 from document_checks import (
+    REPORTS,
     TOP_PAGES,
     block,
     broken_links,
@@ -119,7 +120,9 @@ def test_links_and_paths_resolve(page):
     text = page.read_text(encoding="utf-8")
     assert (
         broken_links(text, relative(page), read_repository)
-        + missing_paths(text, lambda path: any(ROOT.glob(path.rstrip("/"))))
+        + missing_paths(
+            text, lambda path: any(any(folder.glob(path.rstrip("/"))) for folder in (ROOT, page.parent / "project"))
+        )
         == []
     )
 
@@ -158,7 +161,7 @@ def test_skill_is_valid():
 
 
 def test_every_page_is_in_the_navigation():
-    pages = TOP_PAGES | {f"reference_impl/reports/{name}.md" for name in ("README", "note", "checklist")}
+    pages = TOP_PAGES | {f"{folder}{name}.md" for folder in REPORTS for name in ("README", "note", "checklist")}
     assert (
         navigation_problems(
             (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), pages | {relative(page) for page in REFS}

@@ -1,11 +1,14 @@
 """The built site: everything that a page asks for is there, and it asks no other host."""
 
+import html
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from document_checks import MADE_BY_THE_READER
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,21 +64,79 @@ def test_the_site_has_its_style_and_its_search(site):
     assert (site / "search" / "search_index.json").stat().st_size > 10_000
 
 
-def test_only_documents_are_published(site):
-    published = {path.suffix for path in site.rglob("*") if path.is_file()}
-    assert not published & {".py", ".yaml", ".toml", ".md"}
+def navigation() -> list[str]:
+    """The sources of all pages, in the order of the navigation."""
 
-
-def test_every_page_of_the_navigation_is_built(site):
     def pages(node):
         if isinstance(node, str):
             yield node
         for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
             yield from pages(child)
 
-    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    return list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+
+
+def source(site: Path, page: str) -> bytes:
+    """The page's Markdown in the repository; of the page that only the reader makes, the one in the site."""
+    return (site if page.startswith(MADE_BY_THE_READER) else ROOT).joinpath(page).read_bytes()
+
+
+def test_only_documents_are_published(site):
+    published = {path.suffix for path in site.rglob("*") if path.is_file()}
+    assert not published & {".py", ".yaml", ".toml"}
+
+
+def test_the_source_of_every_page_lies_beside_it(site):
+    assert {path.relative_to(site).as_posix() for path in site.rglob("*.md")} == set(navigation())
+    assert [page for page in navigation() if (site / page).read_bytes() != source(site, page)] == []
+
+
+def test_every_page_links_to_its_source(site):
+    for page in navigation():
+        name = page.rpartition("/")[2]
+        built = page[: -len(name)] + ("index.html" if name in ("README.md", "index.md") else f"{name[:-3]}.html")
+        assert f'href="{name}">Markdown source</a>' in (site / built).read_text(encoding="utf-8"), built
+
+
+def test_the_list_for_language_models_names_each_page_once(site):
+    text = (site / "llms.txt").read_text(encoding="utf-8")
+    head, *groups = text.split("\n## ")
+    assert re.match(r"# [^\n]+\n\n> [^\n]+\n", head)
+    entries = [line for group in groups for line in group.splitlines()[1:] if line]
+    found = [re.fullmatch(r"- \[([^]]+)\]\(([^)]+)\): (\S.+)", line) for line in entries]
+    assert None not in found, entries[found.index(None)]
+    assert [match[2] for match in found] == navigation()
+    assert all((site / match[2]).is_file() for match in found)
+
+
+def test_the_list_says_when_to_read_a_page(site):
+    text = (site / "llms.txt").read_text(encoding="utf-8")
+    assert "](refs/memory.md): Read this when you need to know whether a run fits on a device" in text
+    assert "](SKILL.md): Reproduce or implement a machine-learning paper" in text
+
+
+def test_the_whole_text_is_every_page_byte_for_byte(site):
+    whole = (site / "llms-full.txt").read_bytes()
+    head, *parts = re.split(rb"\n<!-- page: (\S+) -->\n", whole)
+    assert [path.decode() for path in parts[::2]] == navigation()
+    assert [
+        path for path, text in zip(parts[::2], parts[1::2], strict=True) if text != source(site, path.decode())
+    ] == []
+
+
+def test_code_that_a_page_names_is_shown_and_linked(site):
+    page = (site / "refs/phases.html").read_text(encoding="utf-8")
+    assert '<a href="../code/templates/reproduction/repro/phases.py.html"><code>repro/phases.py</code></a>' in page
+    shown = (site / "code/templates/reproduction/repro/phases.py.html").read_text(encoding="utf-8")
+    code = html.unescape(re.sub(r"<[^>]+>", "", re.search(r"<pre>(.*)</pre>", shown, re.DOTALL)[1]))
+    lines = [re.sub(r"^ *\d+", "", line) for line in code.splitlines()]
+    assert lines == (ROOT / "templates/reproduction/repro/phases.py").read_text(encoding="utf-8").splitlines()
+    assert "../refs/phases.html" in shown and "tests/kit/test_phases.py.html" in shown
+
+
+def test_every_page_of_the_navigation_is_built(site):
     home = {"README.md": "index.html", "refs/index.md": "refs/index.html"}
-    for page in pages(navigation):
+    for page in navigation():
         built = home.get(page) or (
             page[: -len("README.md")] + "index.html" if page.endswith("README.md") else page[:-3] + ".html"
         )

@@ -179,6 +179,14 @@ def test_a_phase_whose_batch_size_or_iterations_no_item_answers(toy, item, name,
     assert f"missing | spec.yaml: settings: item '{item}' | no setting for phase {phase} (in toy) |" in toy.one()
 
 
+@pytest.mark.parametrize("item, name", [("batch size", "batch"), ("iterations", "steps")])
+def test_a_setting_with_the_key_of_a_phase_and_no_item_is_named(toy, item, name):
+    toy.settings[f"{name} of the line"]["item"] = None
+    assert toy.one().endswith(f"| item: {item} in setting '{name} of the line'")
+    toy.settings[f"{name} of the line"]["item"] = "loss"  # an entry answers one item
+    assert toy.one().endswith(f"| one with key phases.line.{item.replace(' ', '_')}")
+
+
 def test_one_setting_may_answer_for_every_phase(toy):
     toy.config["phases"]["constant"]["batch_size"] = 8
     toy.settings["batch of the line"]["key"] = "phases.*.batch_size"
@@ -365,6 +373,38 @@ def test_what_is_no_spec_is_bad_input(toy):
     code, out, err = toy.output()
     assert code == 2 and out == ""
     assert "spec.yaml: level: found" in err and "seeds" not in err
+
+
+def test_what_the_types_refuse_in_a_configuration_is_a_finding_and_quotes_are_still_searched(toy):
+    """The spec and the configurations may be written before config.py fits them."""
+    toy.config["phases"]["line"]["batch_size"] = "eight"
+    toy.config["phases"]["constant"]["speed"] = 1
+    del toy.config["pool_size"]
+    toy.settings["loss"]["quote"] = "words of another paper"
+    found = toy.check()
+    known = "iterations, batch_size, learning_rate"
+    assert "contradicted | configs/toy.yaml: pool_size | nothing | a value" in found
+    assert 'contradicted | configs/toy.yaml: phases.line.batch_size | "eight" | a valid integer' in found
+    assert f"contradicted | configs/toy.yaml: phases.constant.speed | an unknown key | {known}" in found
+    as_data = "contradicted | configs/toy.yaml: phases.line.batch_size | 'eight' | 8 as in setting 'batch of the line'"
+    assert any(line.startswith(as_data) for line in found)
+    assert any(line.startswith("not found | spec.yaml: setting 'loss'") for line in found)
+
+
+def test_a_configuration_that_no_class_is_for_is_a_finding(toy, monkeypatch):
+    by_name = replace(toy_method.METHOD, config={"2d-*": toy_method.Config})
+    monkeypatch.setattr(toy_method, "METHOD", by_name)
+    expected = "a name like 2d-*, for which toy has a configuration"
+    assert toy.one() == f"contradicted | configs/toy.yaml | experiment 'toy' | {expected}"
+
+
+@pytest.mark.parametrize("text, told", [("a: [", "toy.yaml"), ("- a list", "expected a mapping")])
+def test_what_is_no_configuration_at_all_is_bad_input(toy, text, told):
+    toy.write()
+    (toy.root / "configs" / "toy.yaml").write_text(text)
+    toy.write = lambda: None
+    code, out, err = toy.output()
+    assert code == 2 and out == "" and told in err
 
 
 # --- unsourced ---------------------------------------------------------------------------------------------------

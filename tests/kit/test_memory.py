@@ -6,9 +6,10 @@ import pytest
 import torch
 import toy_method
 from torch import nn
-from toy_project import CONFIG, write_yaml
+from toy_project import CONFIG, SPEC, write_yaml
 
 from repro.cli import main
+from repro.memory import devices, hours
 from repro.memory.devices import DEVICES, Device
 from repro.memory.fitting import largest
 from repro.memory.footprint import MIB
@@ -16,6 +17,7 @@ from repro.method import Method
 from repro.phases import Work
 from repro.step import StepOptions
 
+BUDGET = {"device": "L4", "hours": 1, "session_hours": 1}
 SMALL_GPU = Device(
     "Small", 700 * MIB, None, 1e9, {"float32": 1e12, "tf32": None, "bf16": None, "fp16": None}, "made up"
 )
@@ -186,11 +188,51 @@ def test_a_phase_that_cannot_be_rehearsed_does_not_hide_the_others(project, caps
         return model(batch["x"]).mean() * batch["x"].sum().item()
 
     change(monkeypatch, loss=loss)
-    code, out, _ = memory(capsys)
+    write_yaml(project / "spec.yaml", SPEC | {"budget": BUDGET})
+    for device, place in (("L4", "on L4"), ("all", "on any of these devices")):
+        code, out, _ = memory(capsys, "--on", device)
+        assert code == 1
+        assert out.count("toy phase line: found code that reads the values of a tensor") == 1
+        assert "test_memory.py:" in out
+        assert "  constant" in out
+        assert "Everything" not in out
+        assert f"1 experiment, 2 seeds {place}: no total: phase line could not be estimated" in out
+        assert "in all" not in out and "budget" not in out
+    found = as_json(capsys, "--on", "L4")[1]["time"]["devices"]["L4"]["toy"]
+    assert list(found["phases"]) == ["constant"]
+    assert found["no_total"] == "phase line could not be estimated"
+    assert (found["hours"], found["hours_of_a_seed"], found["sessions"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("device", ["L4", "all"])
+def test_where_no_phase_can_be_rehearsed_there_is_no_table(project, capsys, monkeypatch, device):
+    def minibatch(self, step, generator):
+        return {"x": torch.zeros(4, 1)[torch.zeros(4) > 1], "y": torch.zeros(0, 1)}
+
+    for phase in (toy_method.Line, toy_method.Constant):
+        monkeypatch.setattr(phase, "minibatch", minibatch)
+    code, out, _ = memory(capsys, "--on", device)
+    first, second, total = (line for line in out.splitlines() if line)
     assert code == 1
-    assert "toy phase line: found code that reads the values of a tensor" in out
-    assert "test_memory.py:" in out
-    assert "  constant" in out
+    assert first.startswith("toy phase line: found code") and second.startswith("toy phase constant: found code")
+    assert total.endswith("no total: phases line, constant could not be estimated")
+
+
+def test_a_phase_that_one_device_cannot_do_keeps_the_totals_of_the_others(project, capsys, monkeypatch):
+    options = StepOptions(precision="bf16", warmup_steps=0, clip_norm=None, ema_decay=None)
+    change(monkeypatch, options=options)
+    out = memory(capsys, "--on", "T4", "L4")[1]
+    of_t4, of_l4 = (next(line for line in out.splitlines() if line.startswith(name)) for name in ("T4 ", "L4 "))
+    assert "no total: phase line could not be estimated" in of_t4
+    assert " min" in of_l4 and "no total" not in of_l4
+    assert out.count("toy line: precision: found bf16, expected float32 or fp16 on T4") == 1
+
+
+def test_the_budget_may_be_of_the_machine_at_hand(project, capsys, monkeypatch):
+    write_yaml(project / "spec.yaml", SPEC | {"budget": BUDGET | {"device": "this"}})
+    monkeypatch.setattr(hours.Times, "_here", lambda self: devices.find("T4"))
+    out = memory(capsys, "--on", "this")[1]
+    assert "The budget is 1 hour on the machine at hand: within" in out
 
 
 def test_processes_share_the_minibatch_and_keep_buckets_of_gradients(project, capsys):

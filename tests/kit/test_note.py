@@ -78,6 +78,15 @@ def test_the_setup_says_time_machine_seeds_and_budget(note):
         assert part in told
 
 
+def test_less_than_an_hour_is_told_in_minutes_and_one_hour_has_no_s(note):
+    budget = {"device": "this", "hours": 1, "session_hours": 0.5}
+    told = section(note(spec(budget=budget), 3.0, 3.1, wall_s={"line": 300.0}).page, "Setup")
+    assert "2 runs took 10 min on p" in told
+    assert "The plan allowed 1 hour on the machine at hand, in sessions of 30 min." in told
+    told = section(note(spec(budget=budget), 3.0, wall_s={"line": 2.0}).page, "Setup")
+    assert "1 run took 2 s on p" in told
+
+
 def test_what_only_a_person_knows_is_asked_for_and_not_invented(note):
     made = note()
     assert made.unwritten == list(HAND_WRITTEN)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,8 @@ from repro.memory import devices
 from repro.method import Evaluation, Probe, find_project
 from repro.preflight import command as preflight
 from repro.preflight.checks import CHECKS, Findings
-from repro.preflight.command import Task, _in_processes
+from repro.preflight.command import Task, _here, _in_processes
+from repro.preflight.inspection import Question
 
 IGNORED = {"commit", "memory"}
 """No repository and no device: not applicable here."""
@@ -607,6 +609,77 @@ def test_a_device_that_is_too_small_is_named_for_each_phase(toy, monkeypatch, ca
     assert failed(rows) == {("memory", "line"), ("memory", "constant")} and code == 1
     code, rows = preflown(capsys, "--on", "T4")
     assert failed(rows) == set() and code == 0
+
+
+KEEPS_ITS_POINTS = """
+from dataclasses import replace
+from functools import cache
+
+import torch
+import toy_method
+
+
+@cache
+def points():
+    x = torch.linspace(-1, 1, 64)[:, None]
+    return {kept}
+
+
+class Line(toy_method.Line):
+    def minibatch(self, step, generator):
+        x = points()[torch.randint(64, (self.config.phases.line.batch_size,), generator=generator)]
+        return {{"x": x, "y": 2 * x + 1}}
+
+
+METHOD = replace(toy_method.METHOD, phases=lambda config, runtime: [Line(config), toy_method.Constant(config)])
+"""
+
+
+def keeping_its_points(project, module, kept="x"):
+    """A method in a file of the project, for new processes to import, that makes its points once and keeps them."""
+    (project / f"{module}.py").write_text(KEEPS_ITS_POINTS.format(kept=kept))
+    (project / "pyproject.toml").write_text(f'[tool.repro]\nmethod = "{module}:METHOD"\n')
+
+
+def test_what_training_kept_does_not_answer_for_a_rehearsal(project, capsys):
+    """The points are chosen by their values. Those that training made are there, so the same process would not choose again."""
+    keeping_its_points(project, "chooses_by_value", "x[x[:, 0] > -2]")
+    _, rows = preflown(capsys, "--on", "T4")
+    assert failed(rows) == {("memory", None)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-m", "repro", "memory", "--on", "T4"]
+    alone = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert alone.returncode == 1 and f"toy {text_of(rows, 'memory')}" in alone.stdout
+
+
+def test_what_a_rehearsal_kept_does_not_reach_training(project):
+    keeping_its_points(project, "keeps_its_points")
+    question = Question(Path("data"), False, Path("runs"))
+    rehearsal = Task("toy", "memory", partial(preflight.of_memory, "toy", devices.find("T4")), alone=True)
+    training = Task("toy", "training", partial(preflight.of_experiment, "toy", question))
+    for rows in (_here([rehearsal, training]), _in_processes([rehearsal, training], jobs=1)):
+        assert [row for row in rows if row.status == "fail"] == []
+    sys.modules["keeps_its_points"].points.cache_clear()
+    shared = _here([replace(rehearsal, alone=False), training])
+    assert "training" in {row.check for row in shared if row.status == "fail"}, "the fault was not planted"
+
+
+def test_the_machine_at_hand_needs_a_gpu_for_the_row_of_memory(toy, project, monkeypatch, capsys):
+    write_yaml(project / "spec.yaml", SPEC | {"budget": {"device": "this", "hours": 1, "session_hours": 1}})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for arguments in ([], ["--on", "this"]):
+        code, rows = preflown(capsys, *arguments)
+        (row,) = (row for row in rows if row["check"] == "memory")
+        assert (code, row["status"]) == (0, "not applicable")
+        assert row["text"] == "the device is this machine, which has no GPU"
+
+
+def test_the_gpu_at_hand_is_found_by_the_name_that_its_driver_gives_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert preflight._at_hand() == devices.find("T4")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Voodoo 2")
+    assert preflight._at_hand().startswith("the device is this machine: device: found 'Voodoo 2'")
 
 
 def test_an_unknown_device_is_refused_before_anything_runs(toy, capsys):

@@ -529,6 +529,15 @@ def test_the_summary_counts_the_verdicts():
     assert "lies within the tolerance for 1 of 1 claim reproduced." in text
 
 
+@pytest.mark.parametrize(
+    "seconds, told", [(2.0, "6 s"), (240.0, "12 min"), (1200.0, "1.0 hours"), (7200.0, "6.0 hours")]
+)
+def test_the_time_of_short_runs_is_told_in_minutes(seconds, told):
+    one = spec()
+    made = [record(one, seed, {"constant.value": 3.0}) | {"wall_s": {"line": seconds}} for seed in range(3)]
+    assert f"3 runs in all, {told} of their machines." in results_page(results(one, made))
+
+
 def test_shortened_runs_are_warned_of_and_counted_nowhere():
     text = page(spec(), 3.0, 3.1, departures=["phases.line.iterations: 12 -> 5"])
     assert "Nothing here counts as a verdict" in text and row(text, "**all**")[4] == "**1**"

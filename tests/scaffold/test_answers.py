@@ -7,11 +7,12 @@ import sys
 import tomllib
 
 import pytest
+import torch
 import yaml
 from conftest import PRESETS, ROOT, in_project, render
 
 from repro.config import read_yaml
-from repro.memory.devices import DEVICES
+from repro.memory.devices import DEVICES, HERE
 from repro.spec import load_spec
 
 QUESTIONS = yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8"))
@@ -163,8 +164,24 @@ def test_no_library_or_folder_of_the_project_is_taken_for_a_name(project):
     assert folders | libraries <= reserved("others")
 
 
-def test_the_devices_to_choose_from_are_those_of_the_table():
-    assert QUESTIONS["device"]["choices"] == [device.name for device in DEVICES]
+def test_the_devices_to_choose_from_are_this_machine_and_those_of_the_table():
+    (label, this), *others = QUESTIONS["device"]["choices"]
+    assert (this, others) == (HERE, [device.name for device in DEVICES])
+    assert label.startswith(f"{HERE}: ")
+
+
+def test_the_page_names_the_devices_to_choose_from():
+    page = (ROOT / "refs/scaffold.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^`device` is (.*?)\n\n", page, re.DOTALL | re.MULTILINE)
+    assert re.findall(r"`([^`]+)`", listed) == [HERE, *(device.name for device in DEVICES)]
+
+
+def test_a_project_may_be_for_the_machine_at_hand(project):
+    made = project(device=HERE)
+    assert load_spec(made / "spec.yaml").budget.device == HERE
+    done = in_project(made, "-m", "repro", "preflight")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the device is this machine" in done.stdout or torch.cuda.is_available()
 
 
 def test_the_template_runs_nothing_where_it_is_used():

@@ -7,13 +7,13 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from repro.arguments import add_json, add_runs
 from repro.check.coverage import NO_SETTING_NEEDED, contradicted, missing, missing_parts, unsourced
-from repro.check.findings import CHANGED, KINDS, MISSING, PLACEHOLDER, Finding
+from repro.check.findings import CHANGED, CONTRADICTED, KINDS, MISSING, PLACEHOLDER, Finding
 from repro.check.paper import Paper, read_paper
 from repro.check.sources import not_found, quotes_alone, searched
 from repro.config import Section, flatten, read_yaml, validate
@@ -76,7 +76,8 @@ def check_project(project: Files, paper: Paper | None, runs: Path, known: Sequen
     what it is.
 
     `paper` is searched for quotes and numbers; `runs` and the project's reports for records that were made with other claims.
-    Where the project has no method yet, a configuration is any mapping.
+    Where the project has no method yet, a configuration is any mapping; what a method's types refuse in one are findings, and the
+    rest of the checks take it as that.
     """
     experiments = project.experiments()
     spec, findings = _read(Draft, project.spec, project.spec.name)
@@ -84,8 +85,12 @@ def check_project(project: Files, paper: Paper | None, runs: Path, known: Sequen
     configs: dict[str, Section | dict] = {}
     refused: list[str] = []
     for name, path in experiments.items():
+        model = None
         try:
             model = project.config_class(name) if isinstance(project, Project) else None
+        except BadInput as error:
+            findings.append(replace(_refusal(str(error)), place=f"configs/{path.name}"))
+        try:
             config, found = _read(model, path, f"configs/{path.name}")
         except BadInput as error:
             refused += error.problems
@@ -147,7 +152,8 @@ def _stand_ins(project: Files) -> Iterator[Finding]:
 def _read(model: type[AnySection] | None, path: Path, name: str) -> tuple[AnySection | dict | None, list[Finding]]:
     """A file as `model`, or as it is without one, and a finding per placeholder and empty text.
 
-    It is None where placeholders, or in the spec values that are not there yet, keep it from being a `model`.
+    It is None where placeholders, or in the spec values that are not there yet, keep it from being a `model`. A configuration that
+    is none for another reason is given as it is, with a finding for each.
     """
     data = read_yaml(path, may_be_empty=model is Draft)
     if model is Draft:
@@ -167,12 +173,22 @@ def _read(model: type[AnySection] | None, path: Path, name: str) -> tuple[AnySec
     except BadInput as error:
         starts = tuple(f"{path}: {place.key}" for place in places)
         others = [problem for problem in error.problems if not problem.startswith(starts)]
-        absent = [problem for problem in others if model is Draft and problem.endswith(NOT_GIVEN)]
+        if model is not Draft:
+            findings += [_refusal(problem.replace(str(path), name, 1)) for problem in others]
+            return data if len(others) == len(error.problems) else None, findings
+        absent = [problem for problem in others if problem.endswith(NOT_GIVEN)]
         if len(others) > len(absent):
             raise BadInput(*(problem for problem in others if problem not in absent)) from None
         keys = [problem.removeprefix(f"{path}: ").removesuffix(NOT_GIVEN) for problem in absent]
         findings += [Finding(MISSING, f"{name}: {_shown(data, key)}", "nothing", "a value") for key in keys]
         return None, findings
+
+
+def _refusal(problem: str) -> Finding:
+    """A line about a configuration, "place: found ..., expected ...", as a finding."""
+    place, _, rest = problem.partition(": found ")
+    found, _, expected = rest.partition(", expected ")
+    return Finding(CONTRADICTED, place, found, expected)
 
 
 def _shown(data: Any, key: str) -> str:

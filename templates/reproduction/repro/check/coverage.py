@@ -91,13 +91,16 @@ def _phases_without(item: str, spec: Spec, leaves: Mapping[str, Mapping[str, Any
     """Every phase of every experiment for which no setting with this item answers, with its experiment."""
     name = {"batch size": "batch", "iterations": "iterations"}[item]
     for experiment, values in leaves.items():
-        answers = [key for setting, own in settings_of(spec, experiment, values) if setting.item == item for key in own]
+        found = settings_of(spec, experiment, values)
+        answers = [key for setting, own in found if setting.item == item for key in own]
         for phase in (key.split(".")[1] for key in values if re.fullmatch(r"phases\.[^.]+\.iterations", key)):
             own = [key for key in values if key.startswith(f"phases.{phase}.") and name in key.rsplit(".", 1)[-1]]
             # A phase without a field of its own is answered by any setting of the experiment, for instance a shared field.
             if own and not set(own) & set(answers):
                 place = f"spec.yaml: settings: item '{item}'"
-                yield experiment, Finding(MISSING, place, f"no setting for phase {phase}", f"one with key {own[0]}")
+                unnamed = [setting.name for setting, keys in found if setting.item is None and set(own) & set(keys)]
+                expected = f"item: {item} in setting '{unnamed[0]}'" if unnamed else f"one with key {own[0]}"
+                yield experiment, Finding(MISSING, place, f"no setting for phase {phase}", expected)
 
 
 def unsourced(spec: Spec, leaves: Mapping[str, Mapping[str, Any]], root: Path) -> Iterator[Finding]:

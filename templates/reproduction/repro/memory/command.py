@@ -73,7 +73,8 @@ def command(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_as_json(found, devices, advice, options.processes) | {"time": times.as_json()}, indent=1))
     else:
-        print(_page(found, devices, advice, options.processes), times.page(), sep="\n\n")
+        page = _page(found, devices, advice, options.processes)
+        print(page, times.page(told=[line for one in found for line in _failures(one)]), sep="\n\n")
     rehearsed = not any(one.failures for one in found)
     large_enough = any(all(fits(one, device, options.processes) for one in found) for device in devices)
     return EXIT_OK if rehearsed and large_enough else EXIT_RUN_FAILED
@@ -81,20 +82,26 @@ def command(options: argparse.Namespace) -> int:
 
 def _page(found: Sequence[Estimate], devices: Sequence[Device], advice: Sequence[Advice], processes: int) -> str:
     device = devices[0] if len(devices) == 1 else None
-    parts = [_peaks(found, device, processes), _legend(found, processes)]
-    if device is None:
-        parts.append(_verdicts(found, devices, processes))
-    else:
-        parts.append(f"{device.name}: {_gib(device.room_bytes)} GiB usable ({device.source})")
+    parts = []
+    if any(one.footprints for one in found):
+        parts += [_peaks(found, device, processes), _legend(found, processes)]
+        if device is None:
+            parts.append(_verdicts(found, devices, processes))
+        else:
+            parts.append(f"{device.name}: {_gib(device.room_bytes)} GiB usable ({device.source})")
     remarks: dict[str, list[str]] = {}
     for one in found:
         for footprint in one.footprints:
             for line in _remarks(one, footprint, devices):
                 remarks.setdefault(line, []).append(f"{one.planned.experiment} {footprint.name}")
     parts += [_wrapped(f"{', '.join(names)}: {line}") for line, names in remarks.items()]
-    parts += [f"{one.planned.experiment} {line}" for one in found for line in one.failures]
+    parts += [line for one in found for line in _failures(one)]
     parts += [_advice(one) for one in advice]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
+
+
+def _failures(one: Estimate) -> list[str]:
+    return [f"{one.planned.experiment} {line}" for line in one.failures]
 
 
 def _peaks(found: Sequence[Estimate], device: Device | None, processes: int) -> str:
@@ -112,7 +119,7 @@ def _peaks(found: Sequence[Estimate], device: Device | None, processes: int) -> 
         *["fits"] * bool(device),
     ]
     rows = []
-    for one in found:
+    for one in (one for one in found if one.footprints):
         rows.append([one.planned.experiment])
         for footprint in one.footprints:
             for part in _shown(footprint):
@@ -142,8 +149,6 @@ def _shown(footprint: Footprint) -> list[Part]:
 
 def _legend(found: Sequence[Estimate], processes: int) -> str:
     footprints = [(one, one.largest) for estimate in found for one in estimate.footprints]
-    if not footprints:
-        return ""
     shared = f", in each of {processes} processes" if processes > 1 else ""
     largest = max(footprints, key=lambda pair: needed(*pair, processes))
     lines = [
@@ -167,13 +172,14 @@ def _legend(found: Sequence[Estimate], processes: int) -> str:
 def _verdicts(found: Sequence[Estimate], devices: Sequence[Device], processes: int) -> str:
     """Which devices are large enough, and what is too large for the others."""
     devices_of: dict[str, list[str]] = {}
+    everything = "What could be estimated" if any(one.failures for one in found) else "Everything"
     for device in sorted(devices, key=lambda one: one.room_bytes):
         large = [
             f"{one.planned.experiment} ({', '.join(names)})"
             for one in found
             if (names := too_large(one, device, processes))
         ]
-        verdict = f"Too large: {'; '.join(large)}, for" if large else "Everything fits on"
+        verdict = f"Too large: {'; '.join(large)}, for" if large else f"{everything} fits on"
         devices_of.setdefault(verdict, []).append(f"{device.name} ({_gib(device.room_bytes)})")
     return "\n".join(_wrapped(f"{verdict} (usable GiB) {', '.join(names)}") for verdict, names in devices_of.items())
 

@@ -16,6 +16,9 @@ from repro.errors import BadInput
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 GIB, GB, TERA = 2**30, 10**9, 10**12
 
+HERE = "this"
+"""What a spec and --on call the machine at hand, with or without a GPU."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -66,6 +69,11 @@ def find(name: str) -> Device:
     raise BadInput(
         f"device: found '{name}', expected {'one of ' if len(close or known) > 1 else ''}{', '.join(close or known)}"
     )
+
+
+def called(name: str) -> str:
+    """A device's name as a sentence has it."""
+    return "the machine at hand" if name == HERE else name
 
 
 def _key(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from repro import arguments
 from repro.config import RunConfig
 from repro.errors import BadInput
-from repro.memory.devices import Device, find
+from repro.memory.devices import HERE, Device, called, find
 from repro.memory.duration import (
     PhaseCost,
     PhaseTime,
@@ -35,8 +35,8 @@ from repro.runtime import Runtime
 from repro.spec import Spec, load_spec
 from repro.table import listed, wrapped
 
-HERE = "this"
-"""What --on calls the machine at hand."""
+EVALUATION = "evaluation"
+"""The name of what comes after the phases."""
 
 STARTING = "starting a run (Python's imports and the method took 5 s here on a busy CPU) and its first step"
 
@@ -84,10 +84,10 @@ class Planned:
     experiment: str
     config: RunConfig
 
-    def costs(self, on_a_gpu: bool) -> tuple[list[PhaseCost], list[str]]:
-        """What the phases and the evaluation cost, and a line for each that cannot be rehearsed."""
+    def costs(self, on_a_gpu: bool) -> tuple[list[PhaseCost], dict[str, str]]:
+        """What the phases and the evaluation cost, and by its name a line for each that cannot be rehearsed."""
         runtime = Runtime(torch.device("cpu"))
-        found, failures = [], []
+        found, failures = [], {}
 
         def phases() -> list:
             return list(self.project.method.phases(self.config, runtime))
@@ -96,31 +96,37 @@ class Planned:
             try:
                 found.append(cost_of_phase(phase, phases()[:index], self.config, on_a_gpu=on_a_gpu))
             except CannotRehearse as error:
-                failures.append(str(error))
+                failures[phase.name] = str(error)
         try:
             evaluation = cost_of_evaluation(self.project.method, self.config, phases(), runtime)
             found += [evaluation] if evaluation else []
         except CannotRehearse as error:
-            failures.append(str(error))
+            failures[EVALUATION] = str(error)
         return found, failures
 
 
 @dataclass(frozen=True)
 class ExperimentTime:
-    """The times of an experiment on a device. missing: lines about what has no time, and keeps the sum from being one."""
+    """The times of an experiment on a device. missing: by phase a line about why it has no time."""
 
     experiment: str
     phases: tuple[PhaseTime, ...]
-    missing: tuple[str, ...]
+    missing: Mapping[str, str]
     seeds: int
 
     @property
-    def of_a_seed(self) -> Range:
-        return sum((one.hours for one in self.phases), NOTHING)
+    def of_a_seed(self) -> Range | None:
+        """None where a phase has no time: the sum of the others is no estimate of the whole."""
+        return None if self.missing else sum((one.hours for one in self.phases), NOTHING)
 
     @property
-    def in_all(self) -> Range:
-        return self.of_a_seed * self.seeds
+    def in_all(self) -> Range | None:
+        return None if self.of_a_seed is None else self.of_a_seed * self.seeds
+
+    @property
+    def lines(self) -> list[str]:
+        """What the page says of the missing ones."""
+        return [f"{self.experiment} {line}" for line in self.missing.values()]
 
 
 @dataclass(frozen=True)
@@ -162,18 +168,18 @@ class Times:
         if key not in self._costs:
             self._costs[key] = plan.costs(on_a_gpu)
         costs, failures = self._costs[key]
-        phases, missing, every = [], list(failures), plan.config.pace.checkpoint_every
+        phases, missing, every = [], dict(failures), plan.config.pace.checkpoint_every
         for cost in costs:
             saves = every if cost.state_bytes else None
             try:
                 phases.append(time_of(cost, device, saves, plan.experiment, self.measured))
             except BadInput as error:
-                missing.append(f"{cost.name}: {error}")
-        return ExperimentTime(plan.experiment, tuple(phases), tuple(missing), self.seeds)
+                missing[cost.name] = f"{cost.name}: {error}"
+        return ExperimentTime(plan.experiment, tuple(phases), missing, self.seeds)
 
-    def page(self) -> str:
-        """For people: every phase on one device, or every device in one line."""
-        return _one_device(self, self.devices[0]) if len(self.devices) == 1 else _all_devices(self)
+    def page(self, told: Collection[str] = ()) -> str:
+        """For people: every phase on one device, or every device in one line. `told`: lines that stand above it already."""
+        return _one_device(self, self.devices[0], told) if len(self.devices) == 1 else _all_devices(self, told)
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs; ranges as [low, likely, high]."""
@@ -193,22 +199,22 @@ def _spec(plans: Sequence[Planned]) -> Spec | None:
     return load_spec(path) if path is not None and path.exists() else None
 
 
-def _one_device(times: Times, device: Device) -> str:
+def _one_device(times: Times, device: Device, told: Collection[str]) -> str:
     rows, notes, found = [], [], times.on(device)
     for one in found:
-        rows.append([one.experiment])
+        if one.phases:
+            rows.append([one.experiment])
         for phase in one.phases:
             rows += _rows_of(phase)
             notes += [f"{one.experiment} {line}" for line in warnings_of(phase, times.session_hours)]
-        notes += [f"{one.experiment} {line}" for line in one.missing]
-        label = "  in all" + (f", {one.seeds} seeds" if one.seeds > 1 else "")
-        rows.append([label, "", "", _hours_text(one.in_all), "what has a time" if one.missing else ""])
+        notes += [line for line in one.lines if line not in told]
+        if one.in_all is not None:
+            label = "  in all" + (f", {one.seeds} seeds" if one.seeds > 1 else "")
+            rows.append([label, "", "", _hours_text(one.in_all), ""])
     header = ["time: likely (low to high)", "times", "ms", "hours", "from"]
-    total = sum((one.in_all for one in found), NOTHING)
     lines = [
-        _table(header, rows),
-        "",
-        *_sums(times, device, total),
+        *([_table(header, rows), ""] if rows else []),
+        *_sums(times, device, found),
         *_legend(device, found),
         *_told(times, found),
         *notes,
@@ -231,13 +237,32 @@ def _what(times: Times) -> str:
     return f"{count(len(times.plans), 'experiment')}, {count(times.seeds, 'seed')}"
 
 
-def _sums(times: Times, device: Device, total: Range) -> Iterator[str]:
-    what = _what(times)
-    yield f"{what} on {device.name}: {_span_text(total)}{_sessions_text(total, times.session_hours)}"
+def _sums(times: Times, device: Device, found: Sequence[ExperimentTime]) -> Iterator[str]:
+    what, total = f"{_what(times)} on {called(device.name)}", _total(found)
+    if total is None:
+        yield from wrapped(f"{what}: no total: {_without_time(found)}", "  ")
+        return
+    yield f"{what}: {_span_text(total)}{_sessions_text(total, times.session_hours)}"
     if times.budget is not None and times.budget[0].lower() == device.name.lower():
         hours = times.budget[1]
         verdict = "within" if total.high <= hours else "likely within" if total.likely <= hours else "over"
-        yield f"The budget is {in_hours(hours)} on {times.budget[0]}: {verdict}"
+        yield f"The budget is {in_hours(hours)} on {called(times.budget[0])}: {verdict}"
+
+
+def _total(found: Sequence[ExperimentTime]) -> Range | None:
+    """None where a phase of an experiment has no time."""
+    return None if any(one.missing for one in found) else sum((one.in_all for one in found), NOTHING)
+
+
+def _without_time(found: Sequence[ExperimentTime]) -> str:
+    """What has no time, which is why there is no total."""
+    parts = []
+    for one in (one for one in found if one.missing):
+        phases = [name for name in one.missing if name != EVALUATION]
+        names = [f"phase{'s' * (len(phases) > 1)} {', '.join(phases)}"] if phases else []
+        names += ["the evaluation"] if EVALUATION in one.missing else []
+        parts.append(" and ".join(names) + (f" of {one.experiment}" if len(found) > 1 else ""))
+    return f"{'; '.join(parts)} could not be estimated"
 
 
 def _sessions_text(total: Range, session_hours: float | None) -> str:
@@ -250,7 +275,9 @@ def _sessions_text(total: Range, session_hours: float | None) -> str:
 
 def _legend(device: Device, found: Sequence[ExperimentTime]) -> Iterator[str]:
     bases = [part.basis for one in found for phase in one.phases for part in phase.parts]
-    if bases and all(basis.startswith("measured") for basis in bases):
+    if not bases:
+        return
+    if all(basis.startswith("measured") for basis in bases):
         yield "Every time was measured on this device."
         yield f"Not in it: {STARTING}, waiting for a session."
         return
@@ -296,22 +323,29 @@ def _folder(source: Path) -> Path:
     return source.parent.parent if source.parent.name.startswith("seed-") else source.parent
 
 
-def _all_devices(times: Times) -> str:
-    rows, everything = [], []
+def _all_devices(times: Times, told: Collection[str]) -> str:
+    rows, everything, notes = [], [], {}
     for device in times.devices:
         found = times.on(device)
         everything += found
-        total = sum((one.in_all for one in found), NOTHING)
-        missing = [line for one in found for line in one.missing]
-        remark = f"without what cannot run there: {count(len(missing), 'part')}" if missing else ""
-        rows.append([device.name, _span_text(total), _sessions_text(total, times.session_hours).lstrip("; "), remark])
-    header = [f"time: {_what(times)}", "likely (low to high)", "", ""]
-    return "\n".join([_table(header, rows), "", *_legend(times.devices[0], everything), *_told(times, everything)])
+        notes |= dict.fromkeys(line for one in found for line in one.lines if line not in told)
+        total = _total(found)
+        if total is None:
+            rows.append([device.name, "", "", f"no total: {_without_time(found)}"])
+        else:
+            sessions_text = _sessions_text(total, times.session_hours).lstrip("; ")
+            rows.append([device.name, _span_text(total), sessions_text, ""])
+    reasons = {row[-1] for row in rows}
+    if len(reasons) == 1 and "" not in reasons:
+        lines = wrapped(f"{_what(times)} on any of these devices: {reasons.pop()}", "  ")
+    else:
+        lines = [_table([f"time: {_what(times)}", "likely (low to high)", "", ""], rows), ""]
+    return "\n".join([*lines, *_legend(times.devices[0], everything), *_told(times, everything), *notes])
 
 
 def _experiment_json(one: ExperimentTime, session_hours: float | None) -> dict[str, Any]:
-    def three(found: Range) -> list[float]:
-        return [found.low, found.likely, found.high]
+    def three(found: Range | None) -> list[float] | None:
+        return None if found is None else [found.low, found.likely, found.high]
 
     return {
         "phases": {
@@ -327,10 +361,11 @@ def _experiment_json(one: ExperimentTime, session_hours: float | None) -> dict[s
             }
             for phase in one.phases
         },
-        "missing": list(one.missing),
+        "missing": list(one.missing.values()),
+        "no_total": _without_time([one]) if one.missing else None,
         "hours_of_a_seed": three(one.of_a_seed),
         "hours": three(one.in_all),
-        "sessions": None if session_hours is None else list(sessions(one.in_all, session_hours)),
+        "sessions": None if session_hours is None or one.in_all is None else list(sessions(one.in_all, session_hours)),
     }
 
 

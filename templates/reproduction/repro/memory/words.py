@@ -9,8 +9,17 @@ def count(number: int, what: str) -> str:
 
 
 def in_hours(hours: float) -> str:
-    """A number of hours as it was given: 1 hour, 1.5 hours; below a tenth in minutes or seconds."""
-    return in_words(hours * 3600) if hours < 0.1 else f"{hours:g} hour" + ("" if hours == 1 else "s")
+    """A number of hours as it was given: 1 hour, 1.5 hours; below one in minutes or seconds."""
+    return _below_an_hour(hours) if hours < 1 else f"{hours:g} hour" + ("" if hours == 1 else "s")
+
+
+def hours_spent(hours: float) -> str:
+    """A number of hours as it was measured: 6.0 hours; below one in minutes or seconds."""
+    return _below_an_hour(hours) if hours < 1 else f"{hours:.1f} hours"
+
+
+def _below_an_hour(hours: float) -> str:
+    return f"{hours * 60:.0f} min" if hours >= 0.1 else in_words(hours * 3600)
 
 
 def in_words(seconds: float) -> str:

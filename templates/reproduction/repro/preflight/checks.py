@@ -42,7 +42,11 @@ CHECKS = {
     "room": Check(
         "experiment", "what it keeps and saves fits", "free the disk, choose another --runs, or make the pool smaller"
     ),
-    "memory": Check("phase", "it fits on the device", "run repro memory, which says what would fit"),
+    "memory": Check(
+        "phase",
+        "it fits on the device",
+        "run repro memory, which says what would fit; a phase that reads data overrides rehearse",
+    ),
     "minibatch": Check(
         "phase",
         "its minibatch is a function of (seed, step) alone",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.failure import describe
 from repro.memory import command as memory
 from repro.memory import devices
+from repro.memory.devices import Device
 from repro.memory.footprint import needed
 from repro.method import Project, find_project
 from repro.placeholders import FEW
@@ -56,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(data_root=None)  # data must lie in a folder that was named
     arguments.add_runs(parser)
     parser.add_argument(
-        "--on", metavar="DEVICE", help="the device that a run is for, as repro memory names it (default: budget.device)"
+        "--on",
+        metavar="DEVICE",
+        help="the device that a run is for, as repro memory names it, or `this` for the machine at hand (default: budget.device)",
     )
     cores = os.cpu_count() or 1
     parser.add_argument(
@@ -73,9 +76,12 @@ def command(options: argparse.Namespace) -> int:
     device = _device(project, options.on)
     tasks = [Task(name, "training", partial(of_experiment, name, question)) for name in names]
     tasks.append(Task(None, "probes", partial(of_probes, names, question)))
-    tasks += [Task(name, "memory", partial(of_memory, name, device)) for name in names]
+    if isinstance(device, Device):
+        tasks += [Task(name, "memory", partial(of_memory, name, device), alone=True) for name in names]
     jobs = 1 if len(names) == 1 else min(options.jobs, len(tasks))
-    found = [*of_project(project, question), *(_here(tasks) if jobs == 1 else _in_processes(tasks, jobs))]
+    found = list(of_project(project, question))
+    found += [] if isinstance(device, Device) else [Row("memory", "not applicable", device, name) for name in names]
+    found += _here(tasks) if jobs == 1 else _in_processes(tasks, jobs)
     rows, seconds = in_order(found), time.perf_counter() - began
     failed, left_open = (_count(rows, status) for status in ("fail", "open"))
     if options.json:
@@ -170,28 +176,38 @@ def of_probes(names: Sequence[str], question: Question) -> list[Row]:
     return rows
 
 
-def _device(project: Project, asked: str | None) -> str | None:
-    """The device that runs are for: the one that is named, or that of the spec's budget. Raises BadInput for an unknown `asked`."""
+def _device(project: Project, asked: str | None) -> Device | str:
+    """The device that runs are for, the one that is named or that of the spec's budget, or why there is none to hold them against.
+
+    Raises BadInput for an unknown `asked`.
+    """
     if asked is not None:
-        return devices.find(asked).name
+        return _at_hand() if asked == devices.HERE else devices.find(asked)
     try:
         budget = load_spec(project.spec).budget
     except BadInput:
-        return None
-    return budget.device if budget else None
+        budget = None
+    if budget is None:
+        return "no device was named: --on DEVICE, or budget.device in the spec"
+    try:
+        return _at_hand() if budget.device == devices.HERE else devices.find(budget.device)
+    except BadInput as error:
+        return f"budget.device of the spec: {describe(error)}"
 
 
-def of_memory(name: str, device: str | None) -> list[Row]:
+def _at_hand() -> Device | str:
+    """The GPU of this machine. The estimate is of a GPU's memory, so a machine without one has none to hold it against."""
+    if not torch.cuda.is_available():
+        return "the device is this machine, which has no GPU"
+    try:
+        return devices.find(torch.cuda.get_device_name())
+    except BadInput as error:
+        return f"the device is this machine: {describe(error)}"
+
+
+def of_memory(name: str, device: Device) -> list[Row]:
     """Whether each phase of an experiment, and its evaluation, fit on the device."""
     findings = Findings(name)
-    if device is None:
-        findings.left_out("memory", "no device was named: --on DEVICE, or budget.device in the spec")
-        return findings.rows
-    try:
-        found = devices.find(device)
-    except BadInput as error:
-        findings.left_out("memory", f"budget.device of the spec: {describe(error)}")
-        return findings.rows
     try:
         planned = memory.Planned.read(find_project(Path.cwd()), name, [])
     except BadInput:
@@ -202,53 +218,57 @@ def of_memory(name: str, device: str | None) -> list[Row]:
         findings.failed("memory", failure)
     for one in estimated.footprints:
         most = max(needed(one, part) for part in one.parts)
-        sizes = f"{gib(most)} needed of {gib(found.room_bytes)} on {found.name}"
-        findings.judge("memory", f"found {sizes}" if most > found.room_bytes else None, sizes, one.name)
+        sizes = f"{gib(most)} needed of {gib(device.room_bytes)} on {device.name}"
+        findings.judge("memory", f"found {sizes}" if most > device.room_bytes else None, sizes, one.name)
     return findings.rows
 
 
 @dataclass(frozen=True)
 class Task:
-    """What makes rows; `check` is the one that fails when it ends without an answer."""
+    """What makes rows; `check` is the one that fails when it ends without an answer.
+
+    alone: it has a process of its own also where the others share one. A rehearsal is such a task: data that a method read and kept
+    are real after training and fake after a rehearsal, and either would answer for the other.
+    """
 
     experiment: str | None
     check: str
     call: Callable[[], list[Row]]
+    alone: bool = False
 
 
 def _here(tasks: Sequence[Task]) -> Iterator[Row]:
+    """The rows of all tasks, one after the other in this process, but for those that are `alone`."""
+    context, threads = _processes(), torch.get_num_threads()
     for task in progress(tasks, "preflight"):
-        yield from _answer(task)
+        yield from _in_a_process(task, context, threads) if task.alone else _answer(task)
 
 
 def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[Row]:
-    """The rows of all tasks, `jobs` at a time, each job in a process of its own: what kills one leaves the others' rows."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    """The rows of all tasks, `jobs` at a time, each in a process of its own: what kills one leaves the others' rows."""
+    context, threads = _processes(), max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as waiting:
+        answers = waiting.map(partial(_in_a_process, context=context, threads=threads), tasks)
+        for rows in progress(answers, "preflight", total=len(tasks)):
+            yield from rows
 
-    def start() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,))
 
-    def answer(task: Task) -> list[Row]:
-        process = idle.get()
+def _processes() -> BaseContext:
+    """How processes begin: as copies of one that has imported the kit and the method, where the system can: it takes seconds."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["repro.preflight.ready"])
+    return context
+
+
+def _in_a_process(task: Task, context: BaseContext, threads: int) -> list[Row]:
+    """The rows of a task from a new process, which ends with it: nothing that another task left behind decides them."""
+    with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(threads,)) as process:
         try:
             return process.submit(_answer, task).result()
         except BrokenProcessPool:
-            process.shutdown()
-            process = start()
             return _no_answer(task, "its process was killed: out of memory, or a crash in a library")
-        finally:
-            idle.put(process)
-
-    idle: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
-    for _ in range(jobs):
-        idle.put(start())
-    try:
-        with ThreadPoolExecutor(jobs) as waiting:
-            for rows in progress(waiting.map(answer, tasks), "preflight", total=len(tasks)):
-                yield from rows
-    finally:
-        for _ in range(jobs):
-            idle.get().shutdown()
 
 
 def _answer(task: Task) -> list[Row]:

@@ -14,6 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from repro.errors import BadInput
+from repro.memory.devices import called
+from repro.memory.words import hours_spent, in_hours
 from repro.report.judge import BELOW_FLOOR, COULD_NOT_RUN, INCONCLUSIVE, NOT, REPRODUCED, Judgement, causes, unexplained
 from repro.report.markup import (
     as_reported,
@@ -158,7 +160,7 @@ def _setup(results: Results, earlier: Mapping[str, str]) -> str:
         hours = sum(minutes for one in runs for minutes in one.minutes) / 60
         machines = sorted({one.machine for one in runs})
         lines.append(
-            f"{plural(sum(len(one.seeds) for one in runs), 'run')} took {hours:.1f} hours on {'; '.join(map(text, machines))}. "
+            f"{plural(sum(len(one.seeds) for one in runs), 'run')} took {hours_spent(hours)} on {'; '.join(map(text, machines))}. "
             f"Planned seeds: {', '.join(map(str, spec.seeds))}. Judged were the networks of the last step."
         )
         commands = list(dict.fromkeys(one.command for one in runs if one.command))
@@ -168,7 +170,9 @@ def _setup(results: Results, earlier: Mapping[str, str]) -> str:
         lines.append("Nothing has run yet.")
     if spec.budget:
         b = spec.budget
-        lines.append(f"The plan allowed {b.hours:g} hours on {text(b.device)}, in sessions of {b.session_hours:g}.")
+        lines.append(
+            f"The plan allowed {in_hours(b.hours)} on {text(called(b.device))}, in sessions of {in_hours(b.session_hours)}."
+        )
     return "## Setup\n\n" + " ".join(lines) + "\n\n" + yours("blind-phase", HAND_WRITTEN["blind-phase"], earlier)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from repro.memory.words import hours_spent
 from repro.report.judge import BELOW_FLOOR, NOT, REPRODUCED, SHORTENED, VERDICTS, Judgement, causes, unexplained
 from repro.report.markup import (
     LEAST,
@@ -261,7 +262,7 @@ def _runs(results: Results) -> str:
 
 def _cost(runs: Sequence[Runs]) -> str:
     hours = sum(minutes for one in runs for minutes in one.minutes) / 60
-    return f"{plural(sum(len(one.seeds) for one in runs), 'run')} in all, {hours:.1f} hours of their machines."
+    return f"{plural(sum(len(one.seeds) for one in runs), 'run')} in all, {hours_spent(hours)} of their machines."
 
 
 def _settings(spec: Spec) -> str:
