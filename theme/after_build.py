@@ -2,7 +2,7 @@
 
     python theme/after_build.py [SITE]        (make site)
 
-- the Markdown source of every page of the navigation, beside the page and byte for byte, so that its relative links hold;
+- the Markdown source of every page of the navigation, beside the page and byte for byte, so that its relative links hold, and a link to it;
 - llms.txt, the list of these sources with a line about each, in the format of https://llmstxt.org;
 - llms-full.txt, all sources in the order of the navigation, each after a line that names it;
 - code/, a page for every file of the repository that a page names in code font, and on that page a link to it;
@@ -87,14 +87,25 @@ def main(arguments: list[str]) -> None:
     if absent:
         raise SystemExit(f"after_build: {site}: found no {', '.join(absent)}, expected the built site; run make site")
     sources = {page.path: (ROOT / page.path).read_bytes() for page in pages}
-    for path, source in sources.items():
-        (site / path).write_bytes(source)
+    for page in pages:
+        (site / page.path).write_bytes(sources[page.path])
+        link_source(site / page.built, page.path.rpartition("/")[2])
     title, about = settings["site_name"], settings["site_description"]
     (site / "llms.txt").write_text(llms(title, about, pages, sources), encoding="utf-8")
     (site / "llms-full.txt").write_bytes(llms_full(title, sources))
     write_code(site, pages, title)
     add_lessons(site / "SKILL.html", (site / "LEARNING.html").read_text(encoding="utf-8"))
-    (site / "search" / "search_index.js").write_text(NOTHING_TO_SEARCH, encoding="utf-8")
+    if (site / "search").is_dir():  # MkDocs puts its index there, Zensical does not
+        (site / "search" / "search_index.js").write_text(NOTHING_TO_SEARCH, encoding="utf-8")
+
+
+def link_source(built: Path, name: str) -> None:
+    """Adds to a built page the link to its source. Raises SystemExit where the builder left no article to end."""
+    before, end, after = built.read_text(encoding="utf-8").rpartition("</article>")
+    if not end:
+        raise SystemExit(f"after_build: {built}: found no </article>, expected one to end with the link to {name}")
+    link = f'<p class="page-source"><a href="{name}">Markdown source</a></p>\n'
+    built.write_text(f"{before}{link}{end}{after}", encoding="utf-8")
 
 
 def pages_of(node: object, title: str = "", groups: tuple[str, ...] = ()) -> Iterator[Page]:

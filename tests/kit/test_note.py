@@ -188,6 +188,8 @@ def test_the_figure_is_the_first_of_the_report(note, tmp_path):
     (tmp_path / "figures" / "b.png").write_bytes(b"x")
     sections = "![Missing](figures/a.png)\n\n![Curves](figures/b.png)\n"
     assert "![Curves](figures/b.png)\n\n*Figure: Curves.*" in note(sections=sections).page
+    ended = sections.replace("Curves", "The curves.")
+    assert "*Figure: The curves.*" in note(sections=ended).page
     with pytest.raises(BadInput, match="--figure: found no file .*c.png"):
         note(sections=sections, figure="figures/c.png")
 

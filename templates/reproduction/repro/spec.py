@@ -81,8 +81,6 @@ class Claim(Section):
 
     @model_validator(mode="after")
     def _relative_to_something(self):
-        if self.kind in ("equal", "within") and self.reported is None:
-            raise ValueError(f"a reported value for kind {self.kind}; at_most and at_least need none")
         if self.kind == "equal" and self.reported == 0:
             raise ValueError(
                 "another reported value than 0 for kind equal, whose tolerance is relative; use at_most or within"
@@ -94,6 +92,11 @@ class Claim(Section):
         if self.divided_by is not None and self.minus is not None:
             raise ValueError("divided_by or minus, not both")
         return self
+
+    @property
+    def lacks_number(self) -> bool:
+        """Whether there is no reported value to measure a distance from."""
+        return self.reported is None and self.kind in ("equal", "within")
 
     @property
     def operands(self) -> list[str]:
@@ -210,6 +213,15 @@ class Spec(Section):
                 raise ValueError(f"in tolerance '{name}', which {user} uses, {expected}")
         return self
 
+    @model_validator(mode="after")
+    def _numbers_given(self):
+        for claim in self.claims:
+            if claim.lacks_number:
+                raise ValueError(
+                    f"a reported value for kind {claim.kind} in claim {claim.id}; at_most and at_least need none"
+                )
+        return self
+
     def claims_of(self, experiment: str) -> list[Claim]:
         return [claim for claim in self.claims if claim.experiment == experiment]
 
@@ -227,6 +239,9 @@ class Draft(Spec):
     not_attempted: list[NotAttempted] = []
 
     def _tolerances_known(self):
+        return self
+
+    def _numbers_given(self):
         return self
 
 

@@ -168,6 +168,12 @@ def _read(model: type[AnySection] | None, path: Path, name: str) -> tuple[AnySec
     ]
     if model is None:
         return data, findings
+    if model is Draft:
+        findings += [
+            Finding(MISSING, f"{name}: claims.{label(claim, str(index))}.reported", "nothing", "a value")
+            for index, claim in enumerate(_claims(data))
+            if claim.get("reported") is None and claim.get("kind") not in ("at_most", "at_least")
+        ]
     try:
         return validate(model, data, str(path)), findings
     except BadInput as error:
@@ -189,6 +195,12 @@ def _refusal(problem: str) -> Finding:
     place, _, rest = problem.partition(": found ")
     found, _, expected = rest.partition(", expected ")
     return Finding(CONTRADICTED, place, found, expected)
+
+
+def _claims(data: dict) -> list[dict]:
+    """The entries below `claims` that are mappings, whatever else stands there."""
+    claims = data.get("claims")
+    return [claim for claim in claims if isinstance(claim, dict)] if isinstance(claims, list) else []
 
 
 def _shown(data: Any, key: str) -> str:

@@ -213,7 +213,7 @@ def _picture(results: Results, figure: str | None) -> str:
     if figure is None:
         return ""
     alt = dict((path, alt) for alt, path in _pictures(results.sections)).get(figure, "Figure")
-    return f"![{alt}]({figure})\n\n*Figure: {alt}.*\n"
+    return f"![{alt}]({figure})\n\n*Figure: {alt.rstrip('.')}.*\n"
 
 
 def _gap_analysis(results: Results, chosen: Sequence[Judgement], brevity: int) -> str:
