@@ -21,9 +21,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    """The site, built strictly from a copy of what git tracks, with the demo's page as `make site` leaves it."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+def tree(tmp_path_factory) -> Path:
+    """A copy of what git tracks, from which the site is built, with the demo's page as `make site` leaves it."""
+    source = tmp_path_factory.mktemp("source")
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -33,11 +33,18 @@ def site(tmp_path_factory) -> Path:
             shutil.copyfile(ROOT / name, source / name)
     (source / DEMO_PAGE).parent.mkdir(parents=True, exist_ok=True)
     (source / DEMO_PAGE).write_text("# Your demo run\n\nNone yet.\n")
+    return source
+
+
+@pytest.fixture(scope="session")
+def site(tree: Path, tmp_path_factory) -> Path:
+    """The site, built strictly, with what `make site` writes into it afterwards."""
+    out = tmp_path_factory.mktemp("site")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     after = [sys.executable, "theme/after_build.py", str(out)]
     for one in (command, after):
-        subprocess.run(one, cwd=source, env=environment, check=True, capture_output=True, text=True)
+        subprocess.run(one, cwd=tree, env=environment, check=True, capture_output=True, text=True)
     return out
 
 

@@ -8,7 +8,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from document_checks import MADE_BY_THE_READER
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,19 +75,14 @@ def navigation() -> list[str]:
     return list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
 
 
-def source(site: Path, page: str) -> bytes:
-    """The page's Markdown in the repository; of the page that only the reader makes, the one in the site."""
-    return (site if page.startswith(MADE_BY_THE_READER) else ROOT).joinpath(page).read_bytes()
-
-
 def test_only_documents_are_published(site):
     published = {path.suffix for path in site.rglob("*") if path.is_file()}
     assert not published & {".py", ".yaml", ".toml"}
 
 
-def test_the_source_of_every_page_lies_beside_it(site):
+def test_the_source_of_every_page_lies_beside_it(site, tree):
     assert {path.relative_to(site).as_posix() for path in site.rglob("*.md")} == set(navigation())
-    assert [page for page in navigation() if (site / page).read_bytes() != source(site, page)] == []
+    assert [page for page in navigation() if (site / page).read_bytes() != (tree / page).read_bytes()] == []
 
 
 def test_every_page_links_to_its_source(site):
@@ -115,13 +109,12 @@ def test_the_list_says_when_to_read_a_page(site):
     assert "](SKILL.md): Reproduce or implement a machine-learning paper" in text
 
 
-def test_the_whole_text_is_every_page_byte_for_byte(site):
+def test_the_whole_text_is_every_page_byte_for_byte(site, tree):
     whole = (site / "llms-full.txt").read_bytes()
     head, *parts = re.split(rb"\n<!-- page: (\S+) -->\n", whole)
     assert [path.decode() for path in parts[::2]] == navigation()
-    assert [
-        path for path, text in zip(parts[::2], parts[1::2], strict=True) if text != source(site, path.decode())
-    ] == []
+    texts = zip(parts[::2], parts[1::2], strict=True)
+    assert [path for path, text in texts if text != (tree / path.decode()).read_bytes()] == []
 
 
 def test_code_that_a_page_names_is_shown_and_linked(site):

@@ -157,7 +157,7 @@ def test_no_library_or_folder_of_the_project_is_taken_for_a_name(project):
         name.split(".")[0]
         for path in made.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Import | ast.ImportFrom)
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.level == 0)
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
     libraries = {name.lower() for name in imported} - set(sys.stdlib_module_names) - {"method", ""}
