@@ -21,7 +21,7 @@ DIGITS_DEMO := --train-iters 700 --set evaluation.samples=300 --set evaluation.n
 REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper" --checklist \
 	--note --claims 'rank-*' 'digits-*' 'mnist-reduced-*'
 
-.PHONY: help setup demo test lint site serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill calculator catalogue notebooks benchmark test-gpu
+.PHONY: help setup demo test lint site site-zensical serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill calculator catalogue notebooks benchmark test-gpu
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -56,10 +56,17 @@ lint: $(READY) ## format and lint, as the check does
 test-gpu: $(READY) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
 
-site: $(READY) ## build the site into site/
-	@[ -f $(DEMO_REPORT)/README.md ] || { mkdir -p $(DEMO_REPORT); printf '# Your demo run\n\nNone yet on this machine. `make demo` makes one.\n' > $(DEMO_REPORT)/README.md; }
+site: $(READY) $(DEMO_REPORT)/README.md ## build the site into site/
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 	$(BIN)/python theme/after_build.py site
+
+site-zensical: $(READY) $(DEMO_REPORT)/README.md ## build the site with Zensical, what comes after Material, into site/
+	rm -rf site
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python theme/after_build.py site
+
+$(DEMO_REPORT)/README.md: # written by `make demo`; the navigation names it, so something must be there
+	@mkdir -p $(DEMO_REPORT); printf '# Your demo run\n\nNone yet on this machine. `make demo` makes one.\n' > $@
 
 serve: ## serve the built site on http://localhost:8000 (PORT=... for another)
 	@[ -f site/index.html ] || { echo "make: found no site/index.html; run make demo or make site first" >&2; exit 2; }

@@ -2,7 +2,7 @@
 
 The limits and their sources:
 
-- name, description: https://agentskills.io/specification; the folder has the name, the description at most 1,024 characters.
+- front matter: https://agentskills.io/specification; the folder has the name, the description at most 1,024 characters.
 - the first 150 characters: clients with many skills shorten descriptions (https://developers.openai.com/codex/skills).
 - length: the specification advises less than 5,000 tokens; dotnet/skills found 800 to 2,500 best and more than 5,000 worse than no skill
   (README of its skill-validator, on SkillsBench, arXiv 2602.12670).
@@ -15,11 +15,13 @@ import re
 from collections.abc import Collection, Mapping
 from os.path import dirname, join, normpath
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 PAGES = ("SKILL.md", "LEARNING.md", "refs/*.md", "templates/README.md", "tutorial/README.md")
-LONGEST_DESCRIPTION, SHOWN_OF_DESCRIPTION = 1024, 150
+KEYS = {"name", "description", "license", "compatibility", "metadata"}
+LONGEST_DESCRIPTION, SHOWN_OF_DESCRIPTION, LONGEST_COMPATIBILITY = 1024, 150, 500
 TOKENS = (800, 2500)
 TOKENS_PER_WORD = 1.35  # a proxy: no tokeniser is needed, and English Markdown lies near it
 OPENING = re.compile(r"\A# [^\n]+\n\nRead this when ")
@@ -57,17 +59,37 @@ def skill_problems(text: str, folder: str) -> list[str]:
         return [f"SKILL.md: front matter: {' '.join(str(error).split())}"]
     if not isinstance(fields, dict):
         return ["SKILL.md: front matter: expected keys with values"]
-    found = [] if "---" not in head else ["SKILL.md: front matter: '---' inside it cuts it short in some clients"]
+    found = front_matter_problems(head, fields)
     if fields.get("name") != folder:
-        found.append(f"SKILL.md: name: found '{fields.get('name')}', expected the name of the folder, '{folder}'")
+        found.append(f"name: found '{fields.get('name')}', expected the name of the folder, '{folder}'")
     description = str(fields.get("description") or "")
     if not 1 <= len(description) <= LONGEST_DESCRIPTION:
-        found.append(f"SKILL.md: description: found {len(description)} characters, expected 1 to {LONGEST_DESCRIPTION}")
+        found.append(f"description: found {len(description)} characters, expected 1 to {LONGEST_DESCRIPTION}")
     if not re.search(r"(?i)(reproduce|implement|replicate).*paper", description[:SHOWN_OF_DESCRIPTION], re.DOTALL):
-        found.append(f"SKILL.md: description: its first {SHOWN_OF_DESCRIPTION} characters do not say what it is for")
+        found.append(f"description: its first {SHOWN_OF_DESCRIPTION} characters do not say what it is for")
     tokens = len(body.split()) * TOKENS_PER_WORD
     if not TOKENS[0] <= tokens <= TOKENS[1]:
-        found.append(f"SKILL.md: body: found about {tokens:.0f} tokens, expected {TOKENS[0]} to {TOKENS[1]}")
+        found.append(f"body: found about {tokens:.0f} tokens, expected {TOKENS[0]} to {TOKENS[1]}")
+    return [f"SKILL.md: {problem}" for problem in found]
+
+
+def front_matter_problems(head: str, fields: Mapping[str, Any]) -> list[str]:
+    """What a client or the public validator refuses in the front matter: its form, its keys and their kinds."""
+    found = []
+    if "---" in head:
+        found.append("front matter: '---' inside it cuts it short in some clients")
+    if re.search(r":\s*[\[{]", head):
+        found.append("front matter: flow style, which the validator refuses")
+    if re.search(r"[<>]", str(fields)):
+        found.append("front matter: angle brackets, which some clients read as markup")
+    if extra := set(fields) - KEYS:
+        found.append(f"front matter: keys that are not allowed: {', '.join(sorted(map(str, extra)))}")
+    compatibility = str(fields.get("compatibility") or "")
+    if len(compatibility) > LONGEST_COMPATIBILITY:
+        found.append(f"compatibility: found {len(compatibility)} characters, expected at most {LONGEST_COMPATIBILITY}")
+    metadata = fields.get("metadata") or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        found.append("metadata: expected keys with texts")
     return found
 
 

@@ -47,7 +47,6 @@ FIELDS = (
 )
 LABELS = ("Field notes", "Measured here", "By hand", "Dossier", "Paper", "Cited", "Authors' code", "Assumed")
 SHORTEST_REASON = 12
-TOKENS_PER_WORD = 1.35  # a proxy: no tokeniser is needed, and English Markdown lies near it
 
 
 def fences(text: str, language: str) -> list[tuple[int, str]]:
@@ -362,43 +361,6 @@ def _files(entry: Entry) -> list[str]:
 
 def _repeated(names: Iterable[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
-
-
-def skill_problems(text: str) -> list[str]:
-    """The rules of the Agent Skills specification, and those of the clients that are stricter."""
-    match = re.match(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL)
-    if not match:
-        return ["no front matter"]
-    head, body = match.groups()
-    problems = []
-    if "---" in head or "\n---" in body:
-        problems.append("'---' cuts the front matter short in some clients")
-    if re.search(r":\s*[\[{]", head):
-        problems.append("flow style is refused by the validator")
-    try:
-        fields = yaml.safe_load(head)
-    except yaml.YAMLError as error:
-        return [*problems, f"front matter: {error}"]
-    name, description = fields.get("name", ""), fields.get("description", "")
-    extra = set(fields) - {"name", "description", "license", "compatibility", "metadata"}
-    if extra:
-        problems.append(f"keys that are not allowed: {', '.join(sorted(extra))}")
-    if name != "paper-reproduction":
-        problems.append(f"name: found '{name}'")
-    if not 1 <= len(description) <= 1024:
-        problems.append(f"description: {len(description)} characters, at most 1024")
-    if not re.search(r"(?i)(reproduce|implement|replicate).*paper", description[:150], re.DOTALL):
-        problems.append("the first 150 characters of the description do not trigger by themselves")
-    if re.search(r"[<>]", str({key: value for key, value in fields.items()})):
-        problems.append("angle brackets in the front matter")
-    if len(fields.get("compatibility", "")) > 500:
-        problems.append("compatibility: more than 500 characters")
-    if any(not isinstance(value, str) for value in fields.get("metadata", {}).values()):
-        problems.append("metadata: values must be text")
-    tokens = len(body.split()) * TOKENS_PER_WORD
-    if tokens > 2500:
-        problems.append(f"body: about {tokens:.0f} tokens, at most 2500")
-    return problems
 
 
 def navigation_problems(configuration: str, pages: Collection[str]) -> list[str]:

@@ -16,7 +16,6 @@ from document_checks import (
     missing_paths,
     navigation_problems,
     refused_commands,
-    skill_problems,
     unknown_make_targets,
     unknown_repro_commands,
     unknown_settings,
@@ -283,38 +282,6 @@ def test_a_page_gets_the_mistakes_that_lead_to_it_and_loses_others():
     assert made.endswith("- [m01](../LEARNING.md#m01) It broke\n\n<!-- /mistakes -->\n")
     assert catalogue.reference_page("refs/page.md", made, learning()) == made
     assert catalogue.reference_page("refs/other.md", made, learning()).rstrip() == page.rstrip()
-
-
-SKILL = '---\nname: paper-reproduction\ndescription: Implement a paper from scratch.\nlicense: MIT\nmetadata:\n  version: "1"\n---\nBody.\n'
-
-
-def test_a_valid_skill_passes():
-    assert skill_problems(SKILL) == []
-
-
-@pytest.mark.parametrize(
-    "old, new, problem",
-    [
-        ("---\n", "", "no front matter"),
-        ("paper-reproduction", "Paper_Reproduction", "name: found"),
-        ("license: MIT", "version: 1", "keys that are not allowed: version"),
-        ("from scratch.", "x" * 1024, "description: 10"),
-        (
-            "Implement a paper",
-            "Everything you need to know" + " " * 130 + "implement a paper",
-            "the first 150 characters",
-        ),
-        ("from scratch", "<b>", "angle brackets"),
-        ("from scratch.", "rules --- and more", "'---' cuts"),
-        ('metadata:\n  version: "1"', "metadata: {a: b}", "flow style"),
-        ('"1"', "1", "metadata: values must be text"),
-        ("from scratch.", "now: later", "front matter:"),
-        ("license: MIT", "compatibility: " + "x" * 501, "compatibility: more than 500"),
-        ("Body.", "word " * 1900, "body: about 2565 tokens"),
-    ],
-)
-def test_skill_problems(old, new, problem):
-    assert any(line.startswith(problem) for line in skill_problems(SKILL.replace(old, new, 1)))
 
 
 def test_navigation_problems():

@@ -11,6 +11,10 @@ from document_checks import sections
 ROOT = Path(__file__).parents[2]
 BOX, META, LINK = "input.md-search__input", ".md-search-result__meta", ".md-search-result__link"
 EMPTY = "Type to start searching"
+TRACEBACK = """Traceback (most recent call last):
+  File "/kaggle/working/train.py", line 212, in <module>
+    loss = (u - (y - x0)).pow(2).mean()
+RuntimeError: The size of tensor a (64) must match the size of tensor b (17) at non-singleton dimension 0"""
 
 
 def symptoms() -> dict[str, str]:
@@ -52,11 +56,7 @@ def test_the_message_of_an_entry_finds_it_first(page, number):
 
 
 def test_a_whole_traceback_with_other_numbers_finds_the_entry(page):
-    traceback = """Traceback (most recent call last):
-      File "/kaggle/working/train.py", line 212, in <module>
-        loss = (u - (y - x0)).pow(2).mean()
-    RuntimeError: The size of tensor a (64) must match the size of tensor b (17) at non-singleton dimension 0"""
-    assert first_results(page, traceback)[0] == "LEARNING.html#m06"
+    assert first_results(page, TRACEBACK)[0] == "LEARNING.html#m06"
 
 
 def test_a_word_that_is_no_message_is_left_to_the_theme(page):

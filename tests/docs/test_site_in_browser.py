@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
+from site_browser import chromium
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"width": 390, "height": 844}
 OVERFLOW = """() => {
   const room = document.documentElement.clientWidth
@@ -22,13 +21,8 @@ OVERFLOW = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"found none of {', '.join(BROWSERS)} on this machine")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])  # CI runs as root
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 def problems(browser: Browser, site: Path, names: list[str], scheme: str = "light") -> list[str]:

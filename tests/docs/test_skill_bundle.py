@@ -213,6 +213,17 @@ DEFECTS = {
         "first 150 characters",
     ),
     "a rule in the front matter": (edited("SKILL.md", DESCRIPTION, "description: Reproduce a paper --- well"), "short"),
+    "a key that is not allowed": (
+        edited("SKILL.md", "license: MIT", "version: 1"),
+        "keys that are not allowed: version",
+    ),
+    "markup in the front matter": (edited("SKILL.md", DESCRIPTION, "description: Reproduce a <b>paper</b>"), "angle"),
+    "flow style": (edited("SKILL.md", r"metadata:\n  [^\n]+", "metadata: {version: '1'}"), "flow style"),
+    "a version that is a number": (edited("SKILL.md", r"version: \S+", "version: 0.1"), "metadata: expected"),
+    "a long compatibility": (
+        edited("SKILL.md", r"compatibility: [^\n]+", f"compatibility: {'x' * 501}"),
+        "compatibility: found 501",
+    ),
     "no front matter": (edited("SKILL.md", r"\A---\n", ""), "found no front matter"),
     "front matter that is no YAML": (edited("SKILL.md", DESCRIPTION, "description: reproduce: a paper"), "mapping"),
     "front matter without keys": (edited("SKILL.md", r"\A---\n.*?\n---\n", "---\ntext\n---\n"), "expected keys"),

@@ -89,9 +89,15 @@ PLATFORMS = {
             Fact("GPU quota", "30 hours a week", "github.com/Kaggle/kaggle-benchmarks/issues/79", "2026-03-18"),
             Fact(
                 "GPU",
-                "2 x Tesla T4 of 15.0 GiB, or one Tesla P100 of 15.9 GiB",
-                "wandb-metadata.json of huggingface.co/Femboyuwu2000/working, huggingface.co/nqtruong/VQA2",
-                "2024-04-30, 2024-07-20",
+                "2 x Tesla T4 of 15.0 GiB",
+                "wandb-metadata.json of huggingface.co/Femboyuwu2000/working",
+                "2024-04-30",
+            ),
+            Fact(
+                "P100",
+                "offered too, and of no use: torch 2.10.0+cu128 of the default image has no kernels for it",
+                "github.com/Kaggle/kaggle-cli/issues/1151",
+                "2026-07-28",
             ),
             Fact(
                 "memory",

@@ -2,10 +2,12 @@
 // colons, quotes and asterisks as commands. What holds the message comes first; what the theme's search found follows.
 "use strict"
 
-const SETUP = 0, QUERY = 2, RESULT = 3 // the theme's protocol
+// The theme's protocol, of Material and of Zensical. Material's results are groups of documents, Zensical's name documents by their number.
+const SETUP = 0, QUERY = 2, RESULT = 3
 const ENOUGH_WORDS = 4 // a run this long is a message; a shorter query must stand in a symptom
 const AT_MOST = 3
 
+let zensical = false
 let sections = []
 let known = new Map() // of each pair of words: in how many sections
 let first = []
@@ -26,10 +28,11 @@ function pairs(list) {
 
 function prepare(documents) {
   const parents = new Map(documents.map(one => [one.location, one]))
-  sections = documents.map(one => {
+  sections = documents.map((one, id) => {
     const blocks = one.text.split(/(?<=<\/(?:li|p|tr|pre|h\d)>)/).filter(block => plain(block).trim() !== "")
     const symptom = blocks.find(block => /^\W*Symptom\b/.test(plain(block))) ?? ""
     return {
+      id,
       document: one,
       parent: parents.get(one.location.split("#")[0]),
       entry: /#m\d\d$/.test(one.location),
@@ -80,12 +83,17 @@ function holding(text) {
 }
 
 function shown({ section, match }) {
+  if (zensical) return { id: section.id, matches: [] }
   const wanted = match.join(" ")
   const block = [section.symptom, ...section.blocks].find(one => words(plain(one)).join(" ").includes(wanted)) ?? section.symptom
   return { ...section.document, parent: section.parent, text: block, score: Number.MAX_VALUE, terms: {} }
 }
 
 function merged(result) {
+  if (zensical) {
+    const own = new Set(first.map(one => one.id))
+    return { ...result, items: [...first, ...result.items.filter(one => !own.has(one.id))] }
+  }
   const places = new Set(first.map(one => one.location))
   const rest = result.items.map(group => group.filter(one => !places.has(one.location) || !one.location.includes("#")))
   return { ...result, items: [...first.map(one => [one]), ...rest.filter(group => group.length > 0)] }
@@ -93,13 +101,18 @@ function merged(result) {
 
 addEventListener("message", event => {
   const { type, data } = event.data
-  if (type === SETUP) prepare(data.docs)
+  if (type === SETUP) {
+    zensical = data.docs === undefined
+    prepare(zensical ? data.items : data.docs)
+  }
   if (type === QUERY && event.isTrusted) {
-    first = holding(data).map(shown)
+    const asked = zensical ? plain(data.input) : data // Zensical writes < as &lt;
+    first = holding(asked).map(shown)
     if (first.length > 0) {
       // The theme's search gets the words alone: in a message a colon is no command.
+      const alone = words(asked).join(" ")
       event.stopImmediatePropagation()
-      dispatchEvent(new MessageEvent("message", { data: { type, data: words(data).join(" ") } }))
+      dispatchEvent(new MessageEvent("message", { data: { type, data: zensical ? { ...data, input: alone } : alone } }))
     }
   }
 })
