@@ -95,6 +95,7 @@ def schedule_of_steps_done(monkeypatch):
             steps = self._options.warmup_steps
             self._options = PLAIN
             self.schedule = LambdaLR(self._optimiser, lambda done: min(done, steps) / steps)
+            self._learning_rate_factor = lambda number: self.schedule.get_last_lr()[0]
         real(self, loss, number)
         self.schedule.step()
 

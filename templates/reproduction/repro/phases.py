@@ -71,6 +71,13 @@ class Phase(ABC):
     def make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         """The phase's own optimiser."""
 
+    def learning_rate_factor(self, step: int) -> float:
+        """Of the optimiser's learning rates in this step, counted from 0, on top of a warm-up (see `repro.schedule`).
+
+        A function of the step alone, so that a resumed phase has the same rates.
+        """
+        return 1.0
+
     @abstractmethod
     def minibatch(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """The named tensors of one minibatch, on the CPU, every draw from `generator` (a CPU generator).
@@ -186,7 +193,7 @@ def _train(
     _start_peak_memory(device)
     seed_global_generators(seed, phase.name, "initialise")
     model = phase.make_model().to(device)
-    stepper = Stepper(model, phase.make_optimiser(model), phase.options, device)
+    stepper = Stepper(model, phase.make_optimiser(model), phase.options, device, phase.learning_rate_factor)
     start, spent_s, curve = 0, 0.0, []
     state = _newest_state(running, identity, world)
     if state is not None:

@@ -1,12 +1,13 @@
-"""How an optimiser step is done: precision, warm-up, clipping, average of the weights.
+"""How an optimiser step is done: precision, warm-up and fall of the learning rate, clipping, average of the weights.
 
 All of it is off in `PLAIN`. Papers use these and do not always say so; a reproduction says what it uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repro.config import Section
-from repro.errors import BadInput
+from repro.errors import BadInput, RunFailed
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,8 +63,16 @@ def arithmetic(precision: str) -> Iterator[None]:
 class Stepper:
     """Does the steps of one phase. `model` is the network itself, without a wrapper around it."""
 
-    def __init__(self, model: nn.Module, optimiser: torch.optim.Optimizer, options: StepOptions, device: torch.device):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        options: StepOptions,
+        device: torch.device,
+        learning_rate_factor: Callable[[int], float] = lambda step: 1.0,
+    ):
         self._model, self._optimiser, self._options, self._device = model, optimiser, options, device
+        self._learning_rate_factor = learning_rate_factor
         self._rates = [group["lr"] for group in optimiser.param_groups]
         self._scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._average = None
@@ -77,10 +86,9 @@ class Stepper:
 
     def step(self, loss: Tensor, number: int) -> None:
         """One update from a loss whose graph is alive. `number` counts from 0."""
-        if self._options.warmup_steps:
-            factor = min(1.0, (number + 1) / self._options.warmup_steps)
-            for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
-                group["lr"] = factor * rate
+        factor = self._factor(number)
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         if self._options.clip_norm is not None:
@@ -90,6 +98,15 @@ class Stepper:
         self._scaler.update()
         if self._average is not None:
             self._average.update_parameters(self._model)
+
+    def _factor(self, number: int) -> float:
+        """Of the learning rate. Raises RunFailed for one that no learning rate can have."""
+        factor = float(self._learning_rate_factor(number))
+        if not 0 <= factor < inf:
+            raise RunFailed(f"learning_rate_factor({number}): found {factor}, expected a finite number of at least 0")
+        if self._options.warmup_steps:
+            factor *= min(1.0, (number + 1) / self._options.warmup_steps)
+        return factor
 
     @property
     def scale(self) -> float:

@@ -104,7 +104,7 @@ class Rehearsal:
         self.phase, self._device = phase, device
         self.model = phase.make_model() if device == CPU else phase.make_model().to(device)
         self.optimiser = as_on_a_gpu(phase.make_optimiser(self.model))
-        self._stepper = _Stepper(self.model, self.optimiser, phase.options, device)
+        self._stepper = _Stepper(self.model, self.optimiser, phase.options, device, phase.learning_rate_factor)
         rows = phase.rehearse(earlier)
         self.minibatch = World(0, processes).share_of(rows, phase.name)
         self._batch, self._loss = None, None
