@@ -23,6 +23,7 @@ from repro.checkpoint import flush
 from repro.config import Change, differences, digest, load, shaping
 from repro.distributed import World
 from repro.errors import EXIT_OK, BadInput
+from repro.lock import alone_in
 from repro.method import Project, find_project
 from repro.report.results import read_record
 from repro.run import (
@@ -129,7 +130,15 @@ def find_runs(
 
 
 def evaluate_anew(run: Finished, runtime: Runtime) -> Outcome:
-    """Evaluates a finished run and replaces its record. Raises BadInput when its networks cannot be had; nothing is written then."""
+    """Evaluates a finished run and replaces its record.
+
+    Raises BadInput when its networks cannot be had, or another process is at work in its folder; nothing is written then.
+    """
+    with alone_in(run.folder):
+        return _evaluate_anew(run, runtime)
+
+
+def _evaluate_anew(run: Finished, runtime: Runtime) -> Outcome:
     with _threads_of(run.record, runtime), deterministic(runtime.device), arithmetic("float32"):
         origin, before = describe(run.now.project.root, runtime), loaded()
         phases = networks(run.trained, run.seed, run.folder, runtime)

@@ -23,6 +23,7 @@ from torch import nn
 from repro.checkpoint import Damaged, flush, previous, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import EXIT_OK, BadInput, Terminated
+from repro.lock import alone_in
 from repro.method import Evaluation, Project
 from repro.phases import RUNNING, Phase, PhaseResult, run_phase
 from repro.placeholders import of_run
@@ -85,7 +86,8 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
     """Trains every phase and evaluates. Returns the run folder. An interrupted run goes on from its last saved state.
 
     Raises BadInput when the folder holds a run and `resume` is not set, or holds a run of another configuration, or
-    when a phase asks for what the machine does not have; then nothing was written.
+    when a phase asks for what the machine does not have; then nothing was written. Raises BadInput too while another process is
+    at work in the folder.
     """
     folder, world = run_folder(runs, plan.experiment, seed), runtime.world
     phases = plan.project.method.phases(plan.config, runtime)
@@ -94,9 +96,27 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
         return folder
     messages = _check_machine(folder, phases, runtime, resume_phase)
     world.barrier()  # nothing is written until every process has looked
+    if not world.first:
+        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase)
+    _make_folder(folder)
+    with alone_in(folder):
+        # Again: another process may have begun the run, or ended it, since.
+        _check_folder(plan, folder, phases, resume, resume_phase)
+        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase)
 
+
+def _execute(
+    plan: Plan,
+    seed: int,
+    folder: Path,
+    runtime: Runtime,
+    phases: list[Phase],
+    messages: list[str],
+    resume: bool,
+    resume_phase: int | None,
+) -> Path:
+    world = runtime.world
     if world.first:
-        _make_folder(folder)
         if resume_phase is not None:
             _set_aside(folder, phases, resume_phase)
         _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
