@@ -220,6 +220,7 @@ def cuda_peak(phase, before: Sequence, device: torch.device) -> tuple[int, int]:
     earlier = {name: network.to(device) for name, network in networks(before).items()}
     with arithmetic(phase.options.precision):
         rehearsal = Rehearsal(phase, earlier, device=device)
+        rehearsal.draw()
         for number in range(STEPS):
             rehearsal(number)
     torch.cuda.synchronize(device)

@@ -742,6 +742,10 @@ def test_a_page_has_its_own_number():
     assert split_pages("one\ftwo\f") == {1: "one", 2: "two"}
 
 
+def test_what_stands_before_the_first_heading_belongs_to_its_page():
+    assert split_pages("The title\n## Page 1\none\n## Page 2\ntwo") == {1: "The title\n\none\n", 2: "\ntwo"}
+
+
 @pytest.mark.parametrize(
     "text, told", [("no pages", "no pages in paper.txt"), ("", "no UTF-8 text"), ("%PDF-1.5", "pdftotext")]
 )

@@ -190,7 +190,9 @@ def test_overrides_that_only_fit_together_may_come_in_any_order(tmp_path):
     for overrides in (["low=5", "high=6"], ["high=6", "low=5"]):
         config, _ = load(Range, path, overrides)
         assert (config.low, config.high) == (5, 6)
-    with pytest.raises(BadInput, match="^--set low=5: .*low at most high"):
+    with pytest.raises(
+        BadInput, match=r"^--set low=5: \(the whole file\): found low 5, high 2, expected low at most high$"
+    ):
         load(Range, path, ["low=5", "high=4"])
 
 

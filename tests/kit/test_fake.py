@@ -317,6 +317,27 @@ def test_what_is_built_for_the_phase_lies_on_the_host(monkeypatch):
     assert total(of_phase(Small(), [])) == before
 
 
+class Copying(torch.optim.SGD):
+    """Keeps a copy of the weights from the beginning, as an optimiser with slow weights may."""
+
+    def __init__(self, parameters, keeps):
+        super().__init__(parameters, lr=0.1)
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]] if keeps else []
+
+
+@pytest.mark.parametrize("fake", [True, False])
+def test_what_an_optimiser_makes_at_its_beginning_lies_on_the_device(monkeypatch, fake):
+    found = {}
+    for keeps in (False, True):
+        monkeypatch.setattr(
+            Small, "make_optimiser", lambda self, model, keeps=keeps: Copying(model.parameters(), keeps)
+        )
+        found[keeps] = of_phase(Small(), [], fake=fake).parts[0].peak
+    weights = sum(weight.nbytes for weight in Small().make_model().parameters())
+    assert found[True].by_kind["optimiser"] == weights and "optimiser" not in found[False].by_kind
+    assert found[True].total == found[False].total + weights
+
+
 def test_earlier_networks_stay_on_the_device():
     alone, third = (of_phase(Small(), before).parts[0].peak for before in ([], [Small(), Small(ema_decay=0.5)]))
     assert "earlier networks" not in alone.by_kind
@@ -332,6 +353,7 @@ def test_a_rehearsal_does_the_trainer_s_steps():
     phase = Small(clip_norm=0.5, warmup_steps=3, ema_decay=0.9)
     torch.manual_seed(0)
     rehearsal = Rehearsal(phase, {})
+    rehearsal.draw()
     torch.manual_seed(0)
     from repro.step import Stepper
 

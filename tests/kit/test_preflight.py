@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import toy_method
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import nn
 from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, write_yaml
@@ -368,7 +368,7 @@ PLANTED = [
     (minibatch_of_a_generator_of_its_own, "minibatch", "constant", "the same minibatch at steps 0 and 1"),
     (columns_of_different_length, "minibatch", "constant", "found columns of 1, 4 rows"),
     (batch_size_that_is_ignored, "overrides", "constant", "found minibatches of 4 and 4 rows at batch_size 4 and 8"),
-    (iterations_that_are_ignored, "overrides", "constant", "found 30000 iterations, expected 3"),
+    (iterations_that_are_ignored, "overrides", "constant", "found 30000 iterations, expected 4"),
     (rehearsal_of_another_shape, "rehearsal", "constant", "found x (4, 2) float32, expected x (4, 1) float32"),
     (rehearsal_of_another_type, "rehearsal", "constant", "found x (4, 1) float64, expected x (4, 1) float32"),
     (loss_that_is_not_a_number, "training", "constant", "phase constant, step 1: the loss is nan"),
@@ -383,6 +383,25 @@ PLANTED = [
 def test_a_fault_of_a_phase_is_named_in_its_row_alone(toy, monkeypatch, capsys, plant, check, phase, words):
     plant(monkeypatch)
     only_fails(capsys, check, phase, words)
+
+
+def test_a_configuration_that_asks_for_a_multiple_passes_with_its_own_tiny_size(toy, monkeypatch, capsys):
+    """As an optimiser that acts every third step may ask. Without the override of `tiny` the rows of two steps cannot be had."""
+
+    class Threes(toy_method.Config):
+        @model_validator(mode="after")
+        def _of_three(self):
+            if self.phases.line.iterations % 3:
+                raise ValueError("a multiple of 3")
+            return self
+
+    toy(config=Threes, tiny=["phases.line.iterations=3"])
+    silent(capsys)
+    toy(config=Threes, tiny=[])
+    code, rows = preflown(capsys)
+    assert code == 1 and text_of(rows, "training").endswith(
+        "expected a multiple of 3; Method.tiny may ask for other iterations"
+    )
 
 
 def test_weights_that_are_not_finite_are_found_although_the_losses_are(toy, monkeypatch, capsys):

@@ -264,7 +264,14 @@ def _problem(error: dict, model: type[Section], source: str) -> str:
     expected = re.sub(r"^(Input should be|Value error,) ?", "", error["msg"]).replace("an object", "a mapping")
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         expected += "; put it in quotes"
-    return f"{source}: {key}: found {_kind(error['input'])}, expected {expected}"
+    return f"{source}: {key}: found {_fields_named(error['input'], expected) or _kind(error['input'])}, expected {expected}"
+
+
+def _fields_named(section: Any, expected: str) -> str:
+    """The single values of a section whose names the words of its validator use; nothing where there are none."""
+    fields = section.items() if isinstance(section, dict) else ()
+    values = {name: value for name, value in fields if not isinstance(value, dict | list)}
+    return ", ".join(f"{name} {_kind(value)}" for name, value in values.items() if re.search(rf"\b{name}\b", expected))
 
 
 def _known_keys(model: Any, location: tuple) -> list[str]:

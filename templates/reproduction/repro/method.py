@@ -51,14 +51,16 @@ class Method:
     config: the class of every experiment's configuration, or a class for each pattern of names; the first that matches counts.
     phases: (configuration, runtime) -> the phases, not yet prepared.
     evaluate: (configuration, finished networks by phase, seed, runtime) -> metrics; a claim of the spec names its
-    metric by the same dotted name. One process calls it, also where several trained.
+    metric by the same dotted name. One process calls it, also where several trained, without gradients: a metric that needs them
+    enters torch.enable_grad().
     report_sections: (judgements, records, runs folder, report folder) -> Markdown; draws figures into the report folder.
 
     The rest is what the commands before a run go by, and may be left out:
 
     probes: (configuration, runtime) -> the library calls of an experiment, with its shapes (`repro probe`).
     tiny: overrides that make an experiment a run of seconds, or such overrides for each pattern of names, of which the first
-    that matches counts; one that matches nothing in an experiment is passed over there (`repro preflight`).
+    that matches counts; one that matches nothing in an experiment is passed over there (`repro preflight`, which does two steps
+    of each phase and sets phases.*.iterations to 2 before these overrides, and to twice what they are after them).
     evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device (`repro memory`). Only
     the networks are made of fake tensors when it is called; each `run` is called on fake tensors, without gradients.
     placeholder: in words, what of the method still stands in for the paper's ("the toy phases of the template"); empty when nothing

@@ -131,7 +131,10 @@ def read_paper(path: Path) -> Paper:
 
 
 def split_pages(text: str) -> dict[int, str]:
-    """The text of each page by its number. Headings count before form feeds; without either there are no pages."""
+    """The text of each page by its number. Headings count before form feeds; without either there are no pages.
+
+    What stands before the first heading, such as the title, belongs to the first page.
+    """
     headings = list(PAGE_HEADING.finditer(text))
     if not headings and "\f" in text:
         pages = text.split("\f")
@@ -139,7 +142,11 @@ def split_pages(text: str) -> dict[int, str]:
             pages.pop()  # pdftotext ends every page with a form feed
         return dict(enumerate(pages, start=1))
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
-    return {int(heading[1]): text[heading.end() : end] for heading, end in zip(headings, ends, strict=False)}
+    found = {int(heading[1]): text[heading.end() : end] for heading, end in zip(headings, ends, strict=False)}
+    if headings:
+        first = int(headings[0][1])
+        found[first] = text[: headings[0].start()] + found[first]
+    return found
 
 
 def make_page(text: str) -> Page:

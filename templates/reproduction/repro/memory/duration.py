@@ -80,6 +80,7 @@ def cost_of_phase(phase: Phase, before: Sequence[Phase], config: RunConfig, *, o
         others = tuple(phase.work())
     with fake_tensors(), reported_as(what):
         rehearsal = (Rehearsal if on_a_gpu else _OnACPU)(phase, networks(before))
+        rehearsal.draw()
         rehearsal(0)
         parts = [PartCost("step", phase.iterations, step_cost(lambda: rehearsal(1)))]
         parts += [PartCost(one.name, one.times, step_cost(one.run)) for one in others]

@@ -92,22 +92,24 @@ def recurrent_layers_apart() -> Iterator[None]:
 
 
 class Rehearsal:
-    """One phase, ready to do steps by calling it with their numbers, 0, 1, ...: the trainer's step without data, saving and logging.
+    """One phase: after `draw` it does steps when called with their numbers, 0, 1, ...: the trainer's step without data, saving and logging.
 
     `earlier` are the networks of the phases before (see `networks`). `processes` share the rows of a minibatch; only the first share
     is computed, without exchanging gradients. Two steps are the least that says something: Adam's state exists after the first.
-    `device` is another than the CPU only for real tensors, to hold a rehearsal against a GPU. Raises BadInput for rows that cannot
-    be shared out equally.
+    `device` is another than the CPU only for real tensors, to hold a rehearsal against a GPU.
     """
 
     def __init__(self, phase: Phase, earlier: Mapping[str, nn.Module], processes: int = 1, device: torch.device = CPU):
-        self.phase, self._device = phase, device
+        self.phase, self._device, self._earlier, self._processes = phase, device, earlier, processes
         self.model = phase.make_model() if device == CPU else phase.make_model().to(device)
         self.optimiser = as_on_a_gpu(phase.make_optimiser(self.model))
         self._stepper = _Stepper(self.model, self.optimiser, phase.options, device, phase.learning_rate_factor)
-        rows = phase.rehearse(earlier)
-        self.minibatch = World(0, processes).share_of(rows, phase.name)
-        self._batch, self._loss = None, None
+        self.minibatch, self._batch, self._loss = {}, None, None
+
+    def draw(self) -> None:
+        """Prepares the phase and draws its minibatch, on the host. Raises BadInput for rows that cannot be shared out equally."""
+        rows = self.phase.rehearse(self._earlier)
+        self.minibatch = World(0, self._processes).share_of(rows, self.phase.name)
         self.model.train()
 
     @property

@@ -121,7 +121,9 @@ def of_phase(
         rehearsal = Rehearsal(phase, earlier, processes)
         live.label("parameters", _held(rehearsal.model))
         live.label("average", _held(rehearsal.average))
-        live.forget()  # what `rehearse` made lies on the host
+        live.label_rest("optimiser")  # some keep a copy of the weights from the beginning
+        rehearsal.draw()
+        live.forget()  # that lies on the host
         peak, piling_up = _worst(live, rehearsal, [rehearsal.model], [rehearsal.optimiser], steps)
         operations = frozenset(live.operations)
         parts = [_part(live, one) for one in others]

@@ -76,6 +76,14 @@ class LiveStorages(TorchDispatchMode):
                 self._by_kind[kind] += known.size
                 known.kind = kind
 
+    def label_rest(self, kind: str) -> None:
+        """Says what all that is alive and has no label is."""
+        for storage in self._storages.values():
+            if storage.kind == REST:
+                self._by_kind[REST] -= storage.size
+                self._by_kind[kind] += storage.size
+                storage.kind = kind
+
     def forget(self, kind: str = REST) -> None:
         """Counts what is alive of `kind` no longer: it lies on the host."""
         for storage in [one for one in self._storages.values() if one.kind == kind]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,6 @@ from repro.step import arithmetic, check_precision
 from repro.table import listed
 
 OF_EXPERIMENT = tuple(name for name, check in CHECKS.items() if check.of == "experiment" and name != "probes")
-OTHER_ITERATIONS = STEPS + 1
 ADAM_COPIES = 3
 """Weights and two moments: what a state of a phase holds, where no smaller one was measured."""
 DROPOUTS = {
@@ -138,8 +138,12 @@ def _at(data: dict, place: Sequence[str]) -> dict:
 
 def _tiny(project: Project, experiment: str, config: RunConfig) -> tuple[RunConfig, list[str]]:
     """The configuration at tiny size, and the overrides that make it so."""
-    overrides = [*project.tiny(experiment, config), f"phases.*.iterations={STEPS}"]
-    return load(project.config_class(experiment), project.experiments()[experiment], overrides)[0], overrides
+    overrides = [f"phases.*.iterations={STEPS}", *project.tiny(experiment, config)]
+    try:
+        return load(project.config_class(experiment), project.experiments()[experiment], overrides)[0], overrides
+    except BadInput as error:
+        hint = "; Method.tiny may ask for other iterations"
+        raise BadInput(*(f"{one}{hint if f'iterations={STEPS}' in one else ''}" for one in error.problems)) from None
 
 
 def _trial(
@@ -161,13 +165,18 @@ def _trial(
     names = [phase.name for phase in made()]
     sizes = {name: leaves[f"phases.{name}.batch_size"] for name in names if f"phases.{name}.batch_size" in leaves}
     wide = [f"phases.{name}.batch_size={2 * size}" for name, size in sizes.items()]
-    longer = made(f"phases.*.iterations={OTHER_ITERATIONS}")
+    # Twice as many: a configuration may ask for a multiple of something.
+    twice = {key: 2 * leaf for key, leaf in leaves.items() if re.fullmatch(r"phases\.[^.]+\.iterations", key)}
+    expected = {phase.name: twice.get(f"phases.{phase.name}.iterations", 2 * phase.iterations) for phase in made()}
+    longer = made(*(f"{key}={iterations}" for key, iterations in twice.items()))
     return Trial(
         phases=lambda: of_two_steps(made()),
         wider=(lambda: of_two_steps(made(*wide))) if wide else None,
         batch_sizes=sizes,
         ignored_iterations={
-            phase.name: (OTHER_ITERATIONS, phase.iterations) for phase in longer if phase.iterations != OTHER_ITERATIONS
+            phase.name: (expected[phase.name], phase.iterations)
+            for phase in longer
+            if phase.iterations != expected[phase.name]
         },
         seed=seed,
         runtime=runtime,
