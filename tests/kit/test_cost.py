@@ -618,3 +618,10 @@ def test_a_step_on_this_gpu_lies_in_its_range():
     seconds = start.elapsed_time(end) / 1e3 / 10
     found = predict(large_product(n=n), sheet)
     assert found.low <= seconds <= found.high
+
+
+@pytest.mark.parametrize(("iterations", "unit"), [(12, "min"), (10**9, "hours")])
+def test_the_table_of_times_has_the_unit_that_suits_its_longest_phase(project, capsys, iterations, unit):
+    assert main(["memory", "--on", "T4", "--set", f"phases.*.iterations={iterations}"]) in (0, 1)
+    (header,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("time: likely"))
+    assert header.split()[-2:] == [unit, "from"]

@@ -15,7 +15,7 @@
     select.replaceChildren(...values.map(value => new Option(value, value, false, String(value) === String(chosen))))
   }
 
-  // As repro.memory rounds: two decimals of a GiB or MiB, two digits of an hour.
+  // As repro.memory rounds: two decimals of a GiB or MiB, two digits of hours or minutes.
   function size(bytes, unit = GIB) {
     const number = bytes / unit
     return number > 0 && number < 0.005 ? "<0.01" : withCommas(number, 2)
@@ -30,27 +30,28 @@
     return withCommas(number, number >= 9.95 ? 0 : number >= 0.995 ? 1 : 2)
   }
 
-  function hours(range) {
-    if (!range) return "none"
+  function amount(hours, perHour) {
+    if (!hours) return "none"
+    const range = hours.map(one => one * perHour)
     if (range[2] < 0.01) return "<0.01"
     const [low, likely, high] = range.map(short)
     return low === likely && likely === high ? likely : `${likely} (${low} to ${high})`
   }
 
-  function phaseRows([phase, rows, parts], room, times, unit) {
+  function phaseRows([phase, rows, parts], room, time, unit) {
     return parts.map(([part, peak, needed], place) => {
       const fits = element("td", needed <= room ? "yes" : "NO")
       if (needed > room) fits.className = "does-not-fit"
       const isFirst = place === 0
       const name = isFirst && part === "step" ? phase : `${isFirst ? `${phase}: ` : "of it "}${part}`
       const cells = [isFirst && rows ? String(rows) : "", size(peak, unit), size(needed, unit)].map(text => element("td", text))
-      return element("tr", element("td", name), ...cells, fits, element("td", isFirst ? hours(times[phase]) : ""))
+      return element("tr", element("td", name), ...cells, fits, element("td", isFirst ? time(phase) : ""))
     })
   }
 
-  function totalRow(label, range) {
+  function totalRow(label, time) {
     const cells = ["", "", "", ""].map(text => element("td", text))
-    return element("tr", element("td", label), ...cells, element("td", hours(range)))
+    return element("tr", element("td", label), ...cells, element("td", time))
   }
 
   function show() {
@@ -60,10 +61,12 @@
     const times = found.hours[device]
     const small = found.phases.every(([, , parts]) => parts.every(([, peak]) => peak < GIB))
     const [unit, name] = small ? [MIB, "MiB"] : [GIB, "GiB"]
-    const head = element("tr", ...["phase", "rows", `peak ${name}`, `needed ${name}`, "fits", "hours"].map(text => element("th", text)))
-    const body = found.phases.flatMap(phase => phaseRows(phase, room, times.phases, unit))
-    body.push(totalRow("in all, one seed", times.seed))
-    if (found.seeds > 1) body.push(totalRow(`in all, ${found.seeds} seeds`, times.all))
+    const longest = Math.max(...Object.values(times.phases).map(range => range ? range[2] : 0))
+    const [perHour, ofTime] = longest >= 1 ? [1, "hours"] : [60, "min"]
+    const head = element("tr", ...["phase", "rows", `peak ${name}`, `needed ${name}`, "fits", ofTime].map(text => element("th", text)))
+    const body = found.phases.flatMap(phase => phaseRows(phase, room, name => amount(times.phases[name], perHour), unit))
+    body.push(totalRow("in all, one seed", amount(times.seed, perHour)))
+    if (found.seeds > 1) body.push(totalRow(`in all, ${found.seeds} seeds`, amount(times.all, perHour)))
     const table = element("table", element("thead", head), element("tbody", ...body))
     const wrapped = element("div", table)
     wrapped.className = "md-typeset__table"

@@ -201,17 +201,19 @@ def _spec(plans: Sequence[Planned]) -> Spec | None:
 
 def _one_device(times: Times, device: Device, told: Collection[str]) -> str:
     rows, notes, found = [], [], times.on(device)
+    longest = max((phase.hours.high for one in found for phase in one.phases), default=0.0)
+    unit, per_hour = ("hours", 1.0) if longest >= 1 else ("min", 60.0)
     for one in found:
         if one.phases:
             rows.append([one.experiment])
         for phase in one.phases:
-            rows += _rows_of(phase)
+            rows += _rows_of(phase, per_hour)
             notes += [f"{one.experiment} {line}" for line in warnings_of(phase, times.session_hours)]
         notes += [line for line in one.lines if line not in told]
         if one.in_all is not None:
             label = "  in all" + (f", {one.seeds} seeds" if one.seeds > 1 else "")
-            rows.append([label, "", "", _hours_text(one.in_all), ""])
-    header = ["time: likely (low to high)", "times", "ms", "hours", "from"]
+            rows.append([label, "", "", _amount(one.in_all * per_hour), ""])
+    header = ["time: likely (low to high)", "times", "ms", unit, "from"]
     lines = [
         *([_table(header, rows), ""] if rows else []),
         *_sums(times, device, found),
@@ -222,15 +224,16 @@ def _one_device(times: Times, device: Device, told: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-def _rows_of(phase: PhaseTime) -> Iterator[list[str]]:
+def _rows_of(phase: PhaseTime, per_hour: float) -> Iterator[list[str]]:
+    in_all = _amount(phase.hours * per_hour)
     first, *others = phase.parts if phase.parts and phase.parts[0].name == "step" else (None, *phase.parts)
     if first is None:
-        yield [f"  {phase.name}", "", "", _hours_text(phase.hours), ""]
+        yield [f"  {phase.name}", "", "", in_all, ""]
     else:
-        yield [f"  {phase.name}", f"{first.times:,}", _text(first.once * 1e3), _hours_text(phase.hours), first.basis]
+        yield [f"  {phase.name}", f"{first.times:,}", _text(first.once * 1e3), in_all, first.basis]
     for part in others:
-        hours = part.seconds * (1 / 3600)
-        yield [f"    of it {part.name}", f"{part.times:,}", _text(part.once * 1e3), _hours_text(hours), ""]
+        own = _amount(part.seconds * (per_hour / 3600))
+        yield [f"    of it {part.name}", f"{part.times:,}", _text(part.once * 1e3), own, ""]
 
 
 def _what(times: Times) -> str:
@@ -369,8 +372,8 @@ def _experiment_json(one: ExperimentTime, session_hours: float | None) -> dict[s
     }
 
 
-def _hours_text(hours: Range) -> str:
-    return "<0.01" if hours.high < 0.01 else _text(hours)
+def _amount(span: Range) -> str:
+    return "<0.01" if span.high < 0.01 else _text(span)
 
 
 def _span_text(hours: Range) -> str:
