@@ -11,7 +11,7 @@ from repro.config import validate
 from repro.errors import BadInput
 from repro.method import find_project
 from repro.report.gather import write_report
-from repro.report.judge import causes, check_gaps, judge_all, unexplained
+from repro.report.judge import causes, check_patterns, judge_all, unexplained
 from repro.report.markup import as_reported, edition_of, number, title_of
 from repro.report.results import Results, collect, group_runs, read_records
 from repro.report.results_page import deviation_lines, interval_text, results_page
@@ -422,7 +422,51 @@ def test_a_gap_that_matches_no_claim_is_refused(project, capsys):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "gaps.0.claims: found 'constnat', expected the id of a claim" in line
     assert not (project / "reports").exists()
-    check_gaps(with_gap("c*"), project / "spec.yaml")
+    check_patterns(with_gap("c*"), project / "spec.yaml")
+
+
+def withdrawing(claims="constant", instead=None, **claim):
+    data = copy.deepcopy(SPEC)
+    data["claims"][0].update(claim)
+    data["withdrawn"] = [{"claims": claims, "why": "it was measured on airplanes only", "instead": instead}]
+    return validate(Spec, data, "spec.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "was"), [((3.0, 3.0), "reproduced"), ((7.0, 7.1), "not reproduced"), ((5.0, 5.1), "close")]
+)
+def test_a_withdrawn_claim_is_inconclusive_and_says_what_it_was(values, was):
+    found = verdict(withdrawing("const*"), *values)
+    assert found.verdict == "inconclusive"
+    assert found.reason.startswith(f"withdrawn: it was measured on airplanes only; by the values: {was} (")
+    assert found.reproduced["values"] == list(values) and found.settled is None
+    assert verdict(withdrawing("other"), *values).verdict == was
+
+
+def test_a_withdrawal_changes_no_hash_and_makes_no_verdict_of_a_run_that_has_none():
+    assert claim_hashes(withdrawing(), "toy") == claim_hashes(spec(), "toy")
+    (nothing,) = judge_all(withdrawing(), [])
+    assert nothing.verdict == "could not run"
+    shortened = verdict(withdrawing(), 3.0, 3.0, departures=["phases.line.iterations: 12 -> 5"])
+    assert shortened.reason.startswith("withdrawn: ") and "by the values: inconclusive (shortened" in shortened.reason
+
+
+def test_the_page_says_why_a_claim_was_withdrawn():
+    assert "withdrawn: it was measured on airplanes only" in page(withdrawing(), 3.0, 3.1)
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (withdrawing("constnat"), "withdrawn.0.claims: found 'constnat', expected the id of a claim"),
+        (withdrawing(instead="other"), "withdrawn.0.instead: found 'other', expected the id of a claim"),
+    ],
+)
+def test_a_withdrawal_that_names_no_claim_is_refused(project, capsys, one, words):
+    write_yaml(project / "spec.yaml", json.loads(one.model_dump_json()))
+    assert main(["report"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line and not (project / "reports").exists()
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

@@ -159,6 +159,17 @@ class Gap(Section):
     ablation: str
 
 
+class Withdrawal(Section):
+    """The runs did not measure what the claims say that `claims` matches (it may hold `*`): a metric of other data, for one.
+
+    Their verdict is inconclusive from then on, whatever it would have been, and says both. `instead` is the claim that new runs test.
+    """
+
+    claims: str
+    why: str = Field(min_length=3)
+    instead: str | None = None
+
+
 class Deviation(Section):
     """Where this reproduction departs from the paper on purpose."""
 
@@ -186,6 +197,7 @@ class Spec(Section):
     budget: Budget | None = None
     simplifications: list[Simplification] = []
     gaps: list[Gap] = []
+    withdrawn: list[Withdrawal] = []
 
     @model_validator(mode="after")
     def _consistent(self):

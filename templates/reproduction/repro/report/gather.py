@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from repro.method import Project
-from repro.report.judge import Judgement, causes, check_gaps, judge_all, unexplained
+from repro.report.judge import Judgement, causes, check_patterns, judge_all, unexplained
 from repro.report.markup import write
 from repro.report.results import Results, collect, group_runs, tally
 from repro.report.results_page import results_page
@@ -24,7 +24,7 @@ def write_report(project: Project, runs: Path, reports: Path, title: str) -> lis
 def gather(project: Project, runs: Path, reports: Path, title: str) -> Results:
     """Collects the records, judges every claim and has the method draw its figures. Raises BadInput."""
     spec = load_spec(project.spec)
-    check_gaps(spec, project.spec)
+    check_patterns(spec, project.spec)
     records = collect(runs, reports)
     judgements = judge_all(spec, records)
     sections = project.method.report_sections(judgements, records, runs, reports)

@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from repro.errors import BadInput
 from repro.placeholders import FEW, of_claim
 from repro.report.statistics import Interval, Pairs, compare, mean_interval
-from repro.spec import Claim, Gap, Spec, Tolerance, claim_hash
+from repro.spec import Claim, Spec, Tolerance, claim_hash
 from repro.table import listed
 
 REPRODUCED, CLOSE, NOT = "reproduced", "close", "not reproduced"
@@ -63,6 +63,7 @@ def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
     verdict, reason = _not_filled_in(spec, claim, used) or _verdict(
         claim, tolerance, used, values, claim_hash(spec, claim), spec.seeds
     )
+    verdict, reason = _withdrawn(spec, claim, verdict, reason)
     floors = [record["metrics"][claim.floor] for record in used if claim.floor in record["metrics"]]
     if floors and claim.reported is not None and claim.reported < min(floors):
         reason += f"; {BELOW_FLOOR}"
@@ -98,17 +99,20 @@ def unexplained(spec: Spec, judgements: Sequence[Judgement]) -> list[str]:
     return [j.id for j in judgements if j.verdict == NOT and not causes(spec, j)]
 
 
-def check_gaps(spec: Spec, path: Path) -> None:
-    """Raises BadInput for a gap whose `claims` matches no claim: it would never be shown."""
+def check_patterns(spec: Spec, path: Path) -> None:
+    """Raises BadInput for a gap or a withdrawal whose `claims` matches no claim: it would never be shown."""
     known = [claim.id for claim in spec.claims]
-
-    def is_lost(gap: Gap) -> bool:
-        return not any(fnmatchcase(name, gap.claims) for name in known)
-
+    named = [(f"gaps.{index}.claims", gap.claims) for index, gap in enumerate(spec.gaps)]
+    named += [(f"withdrawn.{index}.claims", one.claims) for index, one in enumerate(spec.withdrawn)]
     problems = [
-        f"{path}: gaps.{index}.claims: found '{gap.claims}', expected the id of a claim or a pattern that matches one"
-        for index, gap in enumerate(spec.gaps)
-        if is_lost(gap)
+        f"{path}: {key}: found '{pattern}', expected the id of a claim or a pattern that matches one"
+        for key, pattern in named
+        if not any(fnmatchcase(name, pattern) for name in known)
+    ]
+    problems += [
+        f"{path}: withdrawn.{index}.instead: found '{one.instead}', expected the id of a claim"
+        for index, one in enumerate(spec.withdrawn)
+        if one.instead is not None and one.instead not in known
     ]
     if problems:
         raise BadInput(*problems)
@@ -151,6 +155,15 @@ def _not_filled_in(spec: Spec, claim: Claim, used: Sequence[dict]) -> tuple[str,
     if places := list(dict.fromkeys(place for record in used for place in record.get("placeholders", []))):
         return INCONCLUSIVE, f"made while these were still to be filled in: {listed(places, FEW)}"
     return None
+
+
+def _withdrawn(spec: Spec, claim: Claim, verdict: str, reason: str) -> tuple[str, str]:
+    """The verdict and its reason where the claim was not withdrawn, else that it was and what it would have been."""
+    found = next((one for one in spec.withdrawn if fnmatchcase(claim.id, one.claims)), None)
+    if found is None or verdict == COULD_NOT_RUN:
+        return verdict, reason
+    instead = f"; see {found.instead}" if found.instead else ""
+    return INCONCLUSIVE, f"withdrawn: {found.why}{instead}; by the values: {verdict} ({reason})"
 
 
 def _verdict(
