@@ -19,7 +19,7 @@ def config():
     return validate(Config, CONFIG, "toy")
 
 
-def train(config, folder, **changes):
+def train(config, folder, phase=None, **changes):
     arguments = {
         "identity": {"seed": 1},
         "seed": 1,
@@ -28,7 +28,7 @@ def train(config, folder, **changes):
         "earlier": {},
         **changes,
     }
-    return run_phase(Line(config), folder=folder, **arguments)
+    return run_phase(phase or Line(config), folder=folder, **arguments)
 
 
 def killed_at(monkeypatch, step):
@@ -137,3 +137,30 @@ def test_a_finished_phase_leaves_its_model_and_its_log_only(config, tmp_path):
     train(config, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "model.safetensors"]
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3, 6, 9, 12]
+
+
+class Watched(Line):
+    """The line phase under another name, with its initial weights and its minibatches."""
+
+    def __init__(self, config, name, draws_as=""):
+        super().__init__(config)
+        self.name, self.draws_as, self.weights, self.drawn = name, draws_as, None, []
+
+    def make_model(self):
+        model = super().make_model()
+        self.weights = self.weights or [weight.detach().clone() for weight in model.parameters()]
+        return model
+
+    def minibatch(self, step, generator):
+        batch = super().minibatch(step, generator)
+        self.drawn += batch.values()
+        return batch
+
+
+@pytest.mark.parametrize("draws_as", ["", "line"])
+def test_a_phase_may_draw_as_another_one(config, tmp_path, draws_as):
+    line, other = Watched(config, "line"), Watched(config, "other", draws_as)
+    for phase in (line, other):
+        train(config, tmp_path / phase.name, phase)
+    for one, two in ((line.weights, other.weights), (line.drawn, other.drawn)):
+        assert len(one) == len(two) > 0 and all(map(torch.equal, one, two)) == bool(draws_as)

@@ -125,3 +125,22 @@ def test_its_notebook_runs(rendered):
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]
     assert len(pictures) == 1
+
+
+@pytest.mark.parametrize(("named", "asked"), [((), "'*'"), (("EXPERIMENTS=small large",), "'small' 'large'")])
+def test_make_run_takes_every_experiment_or_those_that_are_named(template, tmp_path, named, asked):
+    project = render(template, tmp_path / "my-paper")
+    done = subprocess.run(["make", "-n", "run", *named], cwd=project, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f".venv/bin/repro run {asked} --seeds 0 1 2 --resume"
+
+
+def test_make_notebook_takes_the_data_cell_that_is_there(template, tmp_path):
+    project = render(template, tmp_path / "my-paper")
+
+    def shown() -> bool:
+        done = subprocess.run(["make", "-n", "notebook"], cwd=project, capture_output=True, text=True, check=True)
+        return "--data-cell notebooks/data.py" in done.stdout
+
+    assert not shown()
+    (project / "notebooks/data.py").write_text("")
+    assert shown()

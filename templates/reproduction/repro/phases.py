@@ -62,6 +62,14 @@ class Phase(ABC):
     options: StepOptions = PLAIN
     minibatch_defines: str = ""
     """What a minibatch of another size would change besides the noise of the gradient, e.g. "which pairs are matched"."""
+    draws_as: str = ""
+    """The name of a phase whose draws this one has as well: an equal network begins with the same weights, and an equal `minibatch` gives the
+    same minibatches. Methods are then compared in pairs. Empty for draws of its own."""
+
+    @property
+    def stream(self) -> str:
+        """What the phase's draws are a function of, besides the seed and the step."""
+        return self.draws_as or self.name
 
     @abstractmethod
     def make_model(self) -> nn.Module:
@@ -191,7 +199,7 @@ def _train(
     device, world = runtime.device, runtime.world
     running, scratch = folder / RUNNING, folder / "scratch"
     _start_peak_memory(device)
-    seed_global_generators(seed, phase.name, "initialise")
+    seed_global_generators(seed, phase.stream, "initialise")
     model = phase.make_model().to(device)
     stepper = Stepper(model, phase.make_optimiser(model), phase.options, device, phase.learning_rate_factor)
     start, spent_s, curve = 0, 0.0, []
@@ -228,10 +236,10 @@ def _train(
         for step in progress(steps, phase.name, total=phase.iterations, initial=start, shown=world.first):
             # Global generators too: a library draws from them while all processes make the same minibatch, and dropout does
             # while each trains on its own share.
-            seed_global_generators(seed, phase.name, "step", step)
-            minibatch = phase.minibatch(step, generator(seed, phase.name, "draws", step))
+            seed_global_generators(seed, phase.stream, "step", step)
+            minibatch = phase.minibatch(step, generator(seed, phase.stream, "draws", step))
             if world.rank_part:
-                seed_global_generators(seed, phase.name, "step", step, *world.rank_part)
+                seed_global_generators(seed, phase.stream, "step", step, *world.rank_part)
             batch = {name: column.to(device) for name, column in world.share_of(minibatch, phase.name).items()}
             with stepper.autocast():
                 loss = phase.loss(shared, batch)

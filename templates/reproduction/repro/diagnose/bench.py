@@ -26,7 +26,7 @@ class Bench:
         self.options = phase.options.model_copy(update={"warmup_steps": 0, "ema_decay": None})
 
     def model(self) -> nn.Module:
-        seed_global_generators(self.seed, self.phase.name, "initialise")
+        seed_global_generators(self.seed, self.phase.stream, "initialise")
         return without_dropout(self.phase.make_model().to(self.device))
 
     def stepper(self, model: nn.Module, factor: float = 1.0) -> tuple[Stepper, torch.optim.Optimizer]:
@@ -36,12 +36,12 @@ class Bench:
         return Stepper(model, optimiser, self.options, self.device), optimiser
 
     def minibatch(self, step: int, *draw: str | int) -> dict[str, Tensor]:
-        seed_global_generators(self.seed, self.phase.name, *draw, step)
-        drawn = self.phase.minibatch(step, generator(self.seed, self.phase.name, *draw, step))
+        seed_global_generators(self.seed, self.phase.stream, *draw, step)
+        drawn = self.phase.minibatch(step, generator(self.seed, self.phase.stream, *draw, step))
         return {name: column.to(self.device) for name, column in drawn.items()}
 
     def loss(self, model: nn.Module, batch: Batch, *draw: str | int) -> Tensor:
-        seed_global_generators(self.seed, self.phase.name, *(draw or ("diagnosis",)))
+        seed_global_generators(self.seed, self.phase.stream, *(draw or ("diagnosis",)))
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.options.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             return self.phase.loss(model, batch)

@@ -65,14 +65,14 @@ def try_phases(trial: Trial, findings: Findings) -> tuple[dict[str, nn.Module], 
 
 def draw(phase: Phase, step: int, seed: int) -> dict[str, Tensor]:
     """The minibatch of a step, from the generator that a run gives."""
-    return dict(phase.minibatch(step, generator(seed, phase.name, "draws", step)))
+    return dict(phase.minibatch(step, generator(seed, phase.stream, "draws", step)))
 
 
 def prepared(phase: Phase, trial: Trial, models: Mapping[str, nn.Module], name: str) -> Phase:
     """The phase after `prepare`, with the global generators as a run has them then."""
     scratch = trial.folder / "minibatches" / phase.name / name
     scratch.mkdir(parents=True)
-    seed_global_generators(trial.seed, phase.name, "initialise")
+    seed_global_generators(trial.seed, phase.stream, "initialise")
     phase.prepare(trial.seed, scratch, models)
     return phase
 
