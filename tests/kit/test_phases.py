@@ -6,10 +6,12 @@ from toy_method import Config, Line
 from toy_project import CONFIG
 
 from repro import checkpoint
+from repro.cli import main
 from repro.config import Pace, validate
 from repro.errors import BadInput, RunFailed
 from repro.phases import run_phase
 from repro.runtime import Runtime
+from repro.step import PLAIN
 
 CPU = Runtime(torch.device("cpu"))
 
@@ -164,3 +166,67 @@ def test_a_phase_may_draw_as_another_one(config, tmp_path, draws_as):
         train(config, tmp_path / phase.name, phase)
     for one, two in ((line.weights, other.weights), (line.drawn, other.drawn)):
         assert len(one) == len(two) > 0 and all(map(torch.equal, one, two)) == bool(draws_as)
+
+
+class Watching(Line):
+    """Says of its network how large it is, and draws random numbers while it does."""
+
+    def __init__(self, config, dies_at=None):
+        super().__init__(config)
+        self.dies_at, self.seen = dies_at, []
+
+    def minibatch(self, step, generator):
+        if step == self.dies_at:
+            raise KeyboardInterrupt
+        return super().minibatch(step, generator)
+
+    def watch(self, model):
+        self.seen.append((model.training, torch.is_grad_enabled()))
+        return {"size": sum(weight.square().sum() for weight in model.parameters()), "noise": torch.rand(()).item()}
+
+
+def test_what_a_phase_watches_stands_beside_the_loss_and_changes_no_bit(config, tmp_path):
+    phase = Watching(config)
+    watched, plain = train(config, tmp_path / "watched", phase), train(config, tmp_path / "plain")
+    assert same(watched, plain) and plain.watched == []
+    assert [step for step, _ in watched.watched] == [step for step, _ in watched.curve] == [3, 6, 9, 12]
+    assert set(phase.seen) == {(False, False)}
+    size = sum(float(weight.square().sum()) for weight in watched.model.parameters())
+    assert watched.watched[-1][1]["size"] == pytest.approx(size)
+    lines = [json.loads(line) for line in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
+    assert [(line.pop("step"), line.pop("loss")) for line in lines] == watched.curve
+    assert lines == [values for _, values in watched.watched]
+
+
+def test_a_resumed_phase_watches_what_an_uninterrupted_one_does(config, tmp_path):
+    whole = train(config, tmp_path / "whole", Watching(config))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "died", Watching(config, dies_at=7))
+    resumed = train(config, tmp_path / "died", Watching(config))
+    assert resumed.watched == whole.watched and same(resumed, whole)
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "died")]
+    assert logs[0] == logs[1]
+
+
+def test_the_average_is_watched_where_it_is_what_the_phase_hands_on(config, tmp_path):
+    phase = Watching(config)
+    phase.options = PLAIN.model_copy(update={"ema_decay": 0.9})
+    result = train(config, tmp_path, phase)
+    size = sum(float(weight.square().sum()) for weight in result.model.parameters())
+    assert result.watched[-1][1]["size"] == pytest.approx(size)
+
+
+def test_a_state_of_a_kit_that_watched_nothing_is_resumed(config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, Watching(config, dies_at=7))
+    state = checkpoint.load(tmp_path / "running.safetensors")
+    del state["watched"]
+    checkpoint.save(tmp_path / "running.safetensors", state)
+    assert [step for step, _ in train(config, tmp_path, Watching(config)).watched] == [6, 9, 12]
+
+
+def test_the_record_of_a_run_keeps_what_was_watched(project, monkeypatch):
+    monkeypatch.setattr(Line, "watch", lambda self, model: {"validation.error": 0.5})
+    assert main(["run", "toy", "--seeds", "0", "--device", "cpu"]) == 0
+    record = json.loads((project / "runs/toy/seed-0/record.json").read_text())
+    assert record["watched"] == {"line": [[step, {"validation.error": 0.5}] for step in (3, 6, 9, 12)]}

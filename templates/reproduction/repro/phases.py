@@ -105,6 +105,14 @@ class Phase(ABC):
         """
         return []
 
+    def watch(self, model: nn.Module) -> Mapping[str, float]:
+        """Numbers beside the loss at every logged step, such as an error on validation images. They decide nothing.
+
+        `model` is what the phase would hand on if it ended here, in eval mode, without gradients. The record keeps them under `watched`. What
+        this costs is in no estimate.
+        """
+        return {}
+
     def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
         """Builds what the phase trains on, before its first step. Every process of a run calls it.
 
@@ -141,10 +149,11 @@ class Phase(ABC):
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """A finished phase: its network in eval mode, its loss curve as (step, loss), its cost."""
+    """A finished phase: its network in eval mode, its loss curve as (step, loss), its cost; `watched` as (step, numbers)."""
 
     model: nn.Module
     curve: list[tuple[int, float]]
+    watched: list[tuple[int, dict[str, float]]]
     wall_s: float
     prepare_s: float
     peak_device_bytes: int
@@ -202,11 +211,12 @@ def _train(
     seed_global_generators(seed, phase.stream, "initialise")
     model = phase.make_model().to(device)
     stepper = Stepper(model, phase.make_optimiser(model), phase.options, device, phase.learning_rate_factor)
-    start, spent_s, curve = 0, 0.0, []
+    start, spent_s, curve, watched = 0, 0.0, [], []
     state = _newest_state(running, identity, world)
     if state is not None:
         with _fitting(running, phase):
             start, spent_s, curve = _steps_done(state, range(phase.iterations)), state["wall_s"], state["curve"]
+            watched = state.get("watched", [])  # a state of an older kit has none
             model.load_state_dict(state["model"])
             stepper.load_state_dict(state)
     del state
@@ -216,7 +226,7 @@ def _train(
         scratch.mkdir(parents=True, exist_ok=True)
     if world.first:
         checkpoint.sweep(folder)
-    log = _Log(folder / "log.jsonl", curve, writes=world.first)
+    log = _Log(folder / "log.jsonl", curve, watched, writes=world.first)
 
     began = time.perf_counter()
     phase.prepare(seed, scratch, earlier)
@@ -225,7 +235,13 @@ def _train(
     def save(path: Path, network: nn.Module, steps_done: int, rest: dict[str, Any]) -> None:
         _require_finite_weights(network, phase, steps_done)
         wall_s = spent_s + time.perf_counter() - began
-        progress_so_far = {"identity": identity, "steps_done": steps_done, "wall_s": wall_s, "curve": log.curve}
+        progress_so_far = {
+            "identity": identity,
+            "steps_done": steps_done,
+            "wall_s": wall_s,
+            "curve": log.curve,
+            "watched": log.watched,
+        }
         if world.first:
             checkpoint.save(path, {**progress_so_far, "model": network.state_dict(), **rest})
 
@@ -253,7 +269,7 @@ def _train(
                 value = _finite(world.mean(float(loss.detach())), phase, steps_done)
                 _require_finite_gradients(stepper.scale, phase, steps_done)
             if logs:
-                log.write(steps_done, value)
+                log.write(steps_done, value, _watch(phase, stepper.result, seed, step) if world.first else {})
             if saves:
                 save(running, model, steps_done, stepper.state_dict())
             if stops:
@@ -272,8 +288,9 @@ def _load_finished(phase: Phase, path: Path, identity: dict, device: torch.devic
         _steps_done(state, [phase.iterations])
         model.load_state_dict(state["model"])
         curve = [(step, loss) for step, loss in state["curve"]]
+        watched = [(step, values) for step, values in state.get("watched", [])]
         cost = state["wall_s"], state["prepare_s"], state["peak_device_bytes"]
-    return PhaseResult(model.to(device).eval().requires_grad_(False), curve, *cost)
+    return PhaseResult(model.to(device).eval().requires_grad_(False), curve, watched, *cost)
 
 
 def _newest_state(running: Path, identity: dict, world: World) -> dict | None:
@@ -356,21 +373,37 @@ class _Log:
     A resumed phase takes the curve from its state and writes the copy anew: a kill may have cut the copy short anywhere.
     """
 
-    def __init__(self, path: Path, curve: list[tuple[int, float]], writes: bool):
-        self._path, self._writes, self.curve = path, writes, curve
+    def __init__(
+        self, path: Path, curve: list[tuple[int, float]], watched: list[tuple[int, dict[str, float]]], writes: bool
+    ):
+        self._path, self._writes, self.curve, self.watched = path, writes, curve, watched
         if writes:
+            beside = dict(watched)
             with checkpoint.writing(path):
-                path.write_text("".join(self._line(*point) for point in curve))
+                path.write_text("".join(self._line(step, loss, beside.get(step, {})) for step, loss in curve))
 
-    def write(self, step: int, loss: float) -> None:
+    def write(self, step: int, loss: float, values: dict[str, float]) -> None:
         self.curve.append((step, loss))
+        if values:
+            self.watched.append((step, values))
         if self._writes:
             with checkpoint.writing(self._path), self._path.open("a") as file:
-                file.write(self._line(step, loss))
+                file.write(self._line(step, loss, values))
 
     @staticmethod
-    def _line(step: int, loss: float) -> str:
-        return json.dumps({"step": step, "loss": loss}) + "\n"
+    def _line(step: int, loss: float, values: dict[str, float]) -> str:
+        return json.dumps({"step": step, "loss": loss, **values}) + "\n"
+
+
+def _watch(phase: Phase, model: nn.Module, seed: int, step: int) -> dict[str, float]:
+    """What the phase says of its network now. Every step seeds anew, so that nothing drawn here reaches the next one."""
+    training = model.training
+    seed_global_generators(seed, phase.stream, "watch", step)
+    try:
+        with torch.no_grad():
+            return {name: float(value) for name, value in phase.watch(model.eval()).items()}
+    finally:
+        model.train(training)
 
 
 def _start_peak_memory(device: torch.device) -> None:

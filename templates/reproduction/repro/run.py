@@ -186,6 +186,8 @@ def _evaluate(
             name: [(step, float(f"{loss:.6g}")) for step, loss in result.curve] for name, result in results.items()
         },
     }
+    if watched := {name: result.watched for name, result in results.items() if result.watched}:
+        record["watched"] = watched
     write_record(folder / RECORD, record)
     for line in unmeasured(plan, record):
         print(f"repro: warning: {line}", file=sys.stderr)
