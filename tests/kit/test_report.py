@@ -425,6 +425,12 @@ def test_a_gap_that_matches_no_claim_is_refused(project, capsys):
     check_patterns(with_gap("c*"), project / "spec.yaml")
 
 
+def test_a_verdict_that_the_interval_leaves_open_says_so_where_it_stands():
+    settled, left_open = (3.0, 3.01), (3.0, 4.0)
+    assert "| reproduced |" in page(spec(), *settled) and "reproduced, open" not in page(spec(), *settled)
+    assert "| reproduced, open |" in page(spec(), *left_open) and "1 reproduced (1 open)" in page(spec(), *left_open)
+
+
 def withdrawing(claims="constant", instead=None, **claim):
     data = copy.deepcopy(SPEC)
     data["claims"][0].update(claim)

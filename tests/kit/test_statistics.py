@@ -12,6 +12,7 @@ from repro.report.statistics import (
     mean_interval,
     ratio_interval,
     reach,
+    seeds_for_difference,
     seeds_for_signs,
     sign_chance,
     spread_range,
@@ -181,3 +182,13 @@ def test_one_seed_shows_no_spread():
     assert what_seeds_show(1) == (
         "One seed has no spread. It shows that a value can occur, and neither how often it does nor which of two methods is the better one."
     )
+
+
+@pytest.mark.parametrize(("difference", "spreads"), [(0.5, (1.0, 1.0)), (0.4, (0.5, 1.5)), (1.0, (0.0, 2.0))])
+def test_so_many_seeds_show_a_difference_in_four_of_five_tries(difference, spreads):
+    """By the law of the mean of n draws, for which no draw is made."""
+    n = seeds_for_difference(difference, spreads)
+    for seeds, enough in ((n, True), (n - 1, False)):
+        scatter = ((spreads[0] ** 2 + spreads[1] ** 2) / seeds) ** 0.5
+        seen = 1 - NormalDist(difference / scatter).cdf(NormalDist().inv_cdf(0.975))
+        assert (seen >= 0.8) is enough

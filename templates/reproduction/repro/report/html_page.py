@@ -120,8 +120,8 @@ def _finish_table(table: Any) -> None:
             cell.set("data-label", label)
             if not content.strip():
                 cell.set("class", "empty")
-            elif content in VERDICTS:
-                cell.set("class", f"verdict {content.replace(' ', '-')}")
+            elif (verdict := content.removesuffix(", open")) in VERDICTS:
+                cell.set("class", f"verdict {verdict.replace(' ', '-')}")
             elif _NUMBERS.fullmatch(content):
                 cell.set("class", "number")
 

@@ -55,6 +55,11 @@ class Judgement:
     settled: bool | None = None
 
 
+def worded(judgement: Judgement) -> str:
+    """The verdict as a page shows it: with "open" where a part of the interval would get another one."""
+    return f"{judgement.verdict}, open" if judgement.settled is False else judgement.verdict
+
+
 def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
     """The verdict on `claim` from `records`, those of its experiment, one per seed."""
     used = [record for record in records if record["seed"] in spec.seeds and _value(claim, record) is not None]

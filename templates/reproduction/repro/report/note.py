@@ -16,7 +16,17 @@ from pathlib import Path
 from repro.errors import BadInput
 from repro.memory.devices import called
 from repro.memory.words import hours_spent, in_hours
-from repro.report.judge import BELOW_FLOOR, COULD_NOT_RUN, INCONCLUSIVE, NOT, REPRODUCED, Judgement, causes, unexplained
+from repro.report.judge import (
+    BELOW_FLOOR,
+    COULD_NOT_RUN,
+    INCONCLUSIVE,
+    NOT,
+    REPRODUCED,
+    Judgement,
+    causes,
+    unexplained,
+    worded,
+)
 from repro.report.markup import (
     as_reported,
     cell,
@@ -198,14 +208,14 @@ def _result(results: Results, chosen: Sequence[Judgement], patterns: Sequence[st
     rows = [
         [
             f"{code(j.id)} {cell(j.statement)}" if brevity < 2 else code(j.id), as_reported(j.reported),
-            mean_and_spread(j.reproduced, j.reported)[0], interval_text(j.interval), str(len(j.seeds) or ""), j.verdict,
+            mean_and_spread(j.reproduced, j.reported)[0], interval_text(j.interval), str(len(j.seeds) or ""), worded(j),
         ]
         for j in chosen
     ]  # fmt: skip
     page += table(["claim", "reported", "ours", f"{LEVEL:.0%} interval", "n", "verdict"], rows)
     return page + (
         f"\nOurs is the mean over n seeds, the interval Student's t ({'on the log scale for ratios' if any(j.pairs for j in chosen) else 'of the mean'}). "
-        "The verdict comes from a tolerance that was fixed before the runs.\n"
+        "The verdict comes from a tolerance that was fixed before the runs; *open*: a part of the interval would get another one.\n"
     )
 
 

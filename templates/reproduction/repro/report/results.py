@@ -198,8 +198,14 @@ def tally(judgements: Sequence[Judgement]) -> dict[str, int]:
 
 
 def tally_in_words(judgements: Sequence[Judgement]) -> str:
-    """'3 reproduced, 1 close', without the verdicts that no claim got."""
-    return ", ".join(f"{count} {verdict}" for verdict, count in tally(judgements).items() if count) or "no claims"
+    """'3 reproduced (1 open), 1 close', without the verdicts that no claim got."""
+    opened = Counter(judgement.verdict for judgement in judgements if judgement.settled is False)
+    counted = [
+        f"{count} {verdict}" + (f" ({opened[verdict]} open)" if opened[verdict] else "")
+        for verdict, count in tally(judgements).items()
+        if count
+    ]
+    return ", ".join(counted) or "no claims"
 
 
 def _command(record: dict) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from repro.memory.words import hours_spent
-from repro.report.judge import BELOW_FLOOR, NOT, REPRODUCED, SHORTENED, VERDICTS, Judgement, causes, unexplained
+from repro.report.judge import BELOW_FLOOR, NOT, REPRODUCED, SHORTENED, VERDICTS, Judgement, causes, unexplained, worded
 from repro.report.markup import (
     LEAST,
     as_reported,
@@ -150,7 +150,7 @@ def _claims(results: Results) -> str:
         f"*{LEVEL:.0%} interval*: Student's t for the mean over n seeds; for a ratio on the log scale, where it holds the geometric mean and A / B "
         "is judged like B / A. It counts what the seed changes, and neither another machine nor another reading of the paper. Of twenty such "
         "intervals one misses by chance. The *floor* is what the same metric gives between two independent samples of the target: no generator can "
-        "be expected to score below it. *Interval open*: a part of the interval would get another verdict. *Causes* and *runs* refer to the sections on "
+        "be expected to score below it. *Open*: a part of the interval would get another verdict. *Causes* and *runs* refer to the sections on "
         f"{'[what was not reproduced](#what-was-not-reproduced-and-suspected-causes)' if results.spec.gaps else 'what was not reproduced'} and on "
         "[runs](#runs).\n"
     )
@@ -172,7 +172,7 @@ def _claims_table(results: Results, own: Sequence[Judgement]) -> str:
             _show(j.reproduced, j.reported),
             interval_text(j.interval),
         ]  # fmt: skip
-        row += [_show(j.floor)] * floors + [j.verdict, cell(_reason(j))]
+        row += [_show(j.floor)] * floors + [worded(j), cell(_reason(j))]
         row += [", ".join(map(str, causes(results.spec, j)))] * explained
         rows.append([*row, _ids(results, [j])])
     return table(header, rows)
@@ -183,8 +183,7 @@ def _reason(judgement: Judgement) -> str:
     if judgement.reason.startswith(SHORTENED):
         return SHORTENED
     short_form = judgement.reason.replace(" from the reported value, ", ", ")
-    short_form = short_form.replace(BELOW_FLOOR, "reported below floor")
-    return f"{short_form}; interval open" if judgement.settled is False else short_form
+    return short_form.replace(BELOW_FLOOR, "reported below floor")
 
 
 def _pairs(results: Results) -> str:
