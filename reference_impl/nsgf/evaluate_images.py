@@ -63,11 +63,11 @@ def evaluate(config: ImageConfig, models: Mapping[str, nn.Module], seed: int, ru
     if protocol.inception:
         metrics |= _in_inception(config, judged, sets[protocol.reference], runtime)
 
-    few = {"nsgf_plus_plus": methods["nsgf_plus_plus"].pixels, "test": test.pixels}
-    nearest = {
-        name: nearest_images(pixels[: protocol.nearest], train, device, mirrored=config.data.flip)
-        for name, pixels in few.items()
+    few = {
+        "nsgf_plus_plus": methods["nsgf_plus_plus"].pixels[: protocol.nearest],
+        "test": test.some(protocol.nearest),
     }
+    nearest = {name: nearest_images(pixels, train, device, mirrored=config.data.flip) for name, pixels in few.items()}
     for name, (distance, _) in nearest.items():
         metrics |= {
             f"{name}.nearest_train": float(distance.median()),
@@ -82,7 +82,7 @@ def evaluate(config: ImageConfig, models: Mapping[str, nn.Module], seed: int, ru
     }
 
     shown = {name: methods[name].pixels for name in ("nsgf", "nsgf_plus_plus")}
-    shown |= {"fm": methods[f"fm.{max(protocol.euler_steps)}"].pixels, "real": test.pixels}
+    shown |= {"fm": methods[f"fm.{max(protocol.euler_steps)}"].pixels, "real": test.some(protocol.pictures)}
     shown |= {"nearest": train.pixels[nearest["nsgf_plus_plus"][1]]}
     pictures = {"noise": x_0[: protocol.pictures]}
     pictures |= {name: to_images(pixels[: protocol.pictures], white) for name, pixels in shown.items()}

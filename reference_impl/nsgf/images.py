@@ -37,6 +37,12 @@ class ImageSet:
         """The images at `index`, (n, c, s, s) float32 in [-1, 1]."""
         return to_images(self.pixels[index], self.white)
 
+    def some(self, n: int) -> Tensor:
+        """Pixels of n images, the same ones at every call: the first, or drawn where the set is sorted by class."""
+        if (self.labels.diff() < 0).any():
+            return self.pixels[:n]  # as in the records
+        return self.pixels[torch.randperm(len(self), generator=generator("some images"))[:n]]
+
     def draw(self, n: int, generator: torch.Generator, flip: bool) -> tuple[Tensor, Tensor]:
         """n images, drawn with replacement, and their labels; with `flip` each is mirrored left to right with probability 1/2."""
         index = torch.randint(len(self), (n,), generator=generator)

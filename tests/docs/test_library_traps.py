@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from importlib import metadata
@@ -20,6 +21,7 @@ import pytest
 import torch
 import yaml
 from geomloss import SamplesLoss
+from PIL import Image
 from pykeops.torch import LazyTensor
 from torch import nn
 from torch.nn import functional
@@ -435,6 +437,17 @@ def _():
 @trap("torchvision-mnist")
 def _():
     probes.check_mnist_reader()  # writes files, and finds that the reader's (N, 28, 28) was given its axis
+
+
+@trap("torchvision-folder")
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("b", "a"):
+            (Path(folder) / name).mkdir()
+            for index in range(3):
+                Image.new("L", (1, 1)).save(Path(folder) / name / f"{index}.png")
+        stored = import_torchvision().datasets.ImageFolder(folder)
+        assert stored.classes == ["a", "b"] and stored.targets == [0, 0, 0, 1, 1, 1]
 
 
 # --- torch-fidelity

@@ -80,6 +80,11 @@ IN_THE_METHOD = [
         "classification", "networks.py", "self.grid(self.encoder(images))", "self.grid(nn.functional.dropout(self.encoder(images)))",
         "eval mode",
     ),
+    (
+        "validation images of the first class only",
+        "classification", "data.py", "torch.randint(data.classes, (count,), generator=generator)", "torch.arange(count) // 1000",
+        "evaluation",
+    ),
 ]  # fmt: skip
 """What is broken, the preset, the module, the text and what stands in its place, the check that must name it."""
 
