@@ -15,7 +15,7 @@ from repro.report.checklist import checklist
 from repro.report.gather import gather
 from repro.report.judge import REPRODUCED, unexplained
 from repro.report.note import FIGURE_WORDS, MOST_CLAIMS, PAGE_WORDS, PAGES, choose, write_note
-from repro.spec import Gap, load_spec
+from repro.spec import Gap, Withdrawal, load_spec
 
 PROJECT = find_project(Path(__file__).parent)
 SPEC = load_spec(PROJECT.spec)
@@ -57,8 +57,11 @@ def test_the_pages_about_reporting_say_what_the_report_says(results):
     assert f"has {note.words:,} words and a figure, which makes\n{note.pages:.1f} pages" in pages["reporting"]
     assert f"about {PAGE_WORDS}, a figure takes the place of {FIGURE_WORDS}." in pages["reporting"]
     assert f"more than {MOST_CLAIMS} claims are counted" in pages["reporting"]
-    (gaps,) = re.findall(r"```yaml\n(.*?)```", pages["reporting"], re.DOTALL)
-    assert [validate(Gap, gap, "gaps") for gap in parse_yaml(gaps, "gaps")["gaps"]]
+    gaps, withdrawn = (
+        parse_yaml(block, "reporting.md") for block in re.findall(r"```yaml\n(.*?)```", pages["reporting"], re.DOTALL)
+    )
+    assert [validate(Gap, gap, "gaps") for gap in gaps["gaps"]]
+    assert [validate(Withdrawal, one, "withdrawn") for one in withdrawn["withdrawn"]]
 
 
 def test_every_claim_that_was_not_reproduced_has_a_suspected_cause(results):

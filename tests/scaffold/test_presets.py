@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -127,19 +128,23 @@ def test_its_notebook_runs(rendered):
     assert len(pictures) == 1
 
 
+def made(project: Path, *arguments: str) -> str:
+    """What make prints in a project."""
+    return subprocess.run(["make", *arguments], cwd=project, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize(("named", "asked"), [((), "'*'"), (("EXPERIMENTS=small large",), "'small' 'large'")])
 def test_make_run_takes_every_experiment_or_those_that_are_named(template, tmp_path, named, asked):
     project = render(template, tmp_path / "my-paper")
-    done = subprocess.run(["make", "-n", "run", *named], cwd=project, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f".venv/bin/repro run {asked} --seeds 0 1 2 --resume"
+    done = made(project, "-n", "run", *named)
+    assert f"\n.venv/bin/repro run {asked} --seeds 0 1 2 --resume\n" in done
 
 
 def test_make_notebook_takes_the_data_cell_that_is_there(template, tmp_path):
     project = render(template, tmp_path / "my-paper")
 
     def shown() -> bool:
-        done = subprocess.run(["make", "-n", "notebook"], cwd=project, capture_output=True, text=True, check=True)
-        return "--data-cell notebooks/data.py" in done.stdout
+        return "--data-cell notebooks/data.py" in made(project, "-n", "notebook")
 
     assert not shown()
     (project / "notebooks/data.py").write_text("")

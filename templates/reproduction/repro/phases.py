@@ -269,7 +269,7 @@ def _train(
                 value = _finite(world.mean(float(loss.detach())), phase, steps_done)
                 _require_finite_gradients(stepper.scale, phase, steps_done)
             if logs:
-                log.write(steps_done, value, _watch(phase, stepper.result, seed, step) if world.first else {})
+                log.write(steps_done, value, _watch(phase, stepper, seed, step) if world.first else {})
             if saves:
                 save(running, model, steps_done, stepper.state_dict())
             if stops:
@@ -395,8 +395,11 @@ class _Log:
         return json.dumps({"step": step, "loss": loss, **values}) + "\n"
 
 
-def _watch(phase: Phase, model: nn.Module, seed: int, step: int) -> dict[str, float]:
+def _watch(phase: Phase, stepper: Stepper, seed: int, step: int) -> dict[str, float]:
     """What the phase says of its network now. Every step seeds anew, so that nothing drawn here reaches the next one."""
+    if type(phase).watch is Phase.watch:
+        return {}
+    model = stepper.result
     training = model.training
     seed_global_generators(seed, phase.stream, "watch", step)
     try:
