@@ -494,3 +494,13 @@ def test_a_reader_that_leaves_early_gets_no_traceback(project, arguments):
     ) as process:
         process.stdout.close()  # before anything is written: the interpreter takes longer to start
         assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_a_record_names_the_commit_of_the_code_that_was_read_not_of_what_was_committed_since(project, monkeypatch):
+    from repro import run
+
+    monkeypatch.setattr(run, "git_commit", lambda root: "as read")
+    planned = run.plan(find_project(project), "toy", [])
+    monkeypatch.undo()
+    folder = run.execute(planned, 0, project / "runs", Runtime(torch.device("cpu")), resume=False, resume_phase=None)
+    assert json.loads((folder / "record.json").read_text())["commit"] == "as read"

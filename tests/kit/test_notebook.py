@@ -308,6 +308,13 @@ def test_times_of_another_machine_do_not_count(project):
     assert "estimated for T4" in planned(project, seconds_per_step={}, seeds=[0]).timing["line"].origin
 
 
+def test_a_data_cell_may_use_the_names_of_the_notebook_and_have_its_own(project):
+    (project / "data.py").write_text("import shutil\n\nMINE = INPUTS[0]\nshutil.copy(MINE, DATA)\n%time 1\n")
+    assert planned(project, data_cell=project / "data.py").data_cell.startswith("import shutil")
+    (project / "data.py").write_text("MINE = INPUTS[0]\nDATA.mkdir(exist_ok=True)\n")
+    assert planned(project, data_cell=project / "data.py").data_cell
+
+
 def test_every_limit_has_a_source_and_a_date():
     for platform in PLATFORMS.values():
         assert platform.facts and all(fact.source and fact.date for fact in platform.facts)
@@ -333,11 +340,18 @@ def test_the_command_writes_one_file_and_says_what_it_planned(project, capsys):
         (["tyo"], "found no experiment 'tyo', expected one of: toy"),
         (["toy", "--seconds-per-step", "lin=3"], "--seconds-per-step: found lin, expected one of: line, constant"),
         (["toy", "--data-cell", "absent.py"], "--data-cell: found absent.py, expected a file of Python text"),
+        (
+            ["toy", "--data-cell", "takes_names.py"],
+            "--data-cell: takes_names.py: found ARCHIVE, RUNS assigned, expected other names: the notebook has a use for them",
+        ),
         (["toy", "--out", "spec.yaml/x.ipynb"], "--out: found spec.yaml/x.ipynb, expected a file that can be written"),
         (["toy", "--set", "x=1"], "--set x=1: found no field 'x'"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(project, capsys, arguments, expected):
+    (project / "takes_names.py").write_text(
+        "def f():\n    CODE = 1\nARCHIVE, kept = 'a.tar.xz', [RUNS for RUNS in 'ab']\nfor RUNS in 'ab':\n    pass\n"
+    )
     before = sorted(project.rglob("*"))
     assert main(["notebook", *arguments, "--platform", "kaggle"]) == 2
     assert expected in capsys.readouterr().err and sorted(project.rglob("*")) == before

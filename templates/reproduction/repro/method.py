@@ -60,7 +60,8 @@ class Method:
     probes: (configuration, runtime) -> the library calls of an experiment, with its shapes (`repro probe`).
     tiny: overrides that make an experiment a run of seconds, or such overrides for each pattern of names, of which the first
     that matches counts; one that matches nothing in an experiment is passed over there (`repro preflight`, which does two steps
-    of each phase and sets phases.*.iterations to 2 before these overrides, and to twice what they are after them).
+    of each phase and sets phases.*.iterations to 2 before these overrides, and to twice what they are after them). What a method does
+    every k steps it should do every 2 at this size, or the kill between two of them is never tried.
     evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device (`repro memory`). Only
     the networks are made of fake tensors when it is called; each `run` is called on fake tensors, without gradients.
     placeholder: in words, what of the method still stands in for the paper's ("the toy phases of the template"); empty when nothing

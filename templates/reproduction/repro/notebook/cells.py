@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -103,6 +104,33 @@ def cells(session: Session) -> list[tuple[str, str, str]]:
     ]
     if session.platform.mount:
         found.insert(2, ("mount", "code", session.platform.mount))
+    return found
+
+
+def taken_names(session: Session) -> list[str]:
+    """The names of the notebook's own, all in capitals, to which the data cell gives another meaning."""
+    if session.data_cell is None:
+        return []
+    others = [text for name, kind, text in cells(session) if kind == "code" and name != "data"]
+    return sorted(name for name in _bound(session.data_cell) & set().union(*map(_bound, others)) if name.isupper())
+
+
+def _bound(code: str) -> set[str]:
+    """The names that a cell binds outside of its functions; none where it is not plain Python."""
+    found: set[str] = set()
+    try:
+        rest: list[ast.AST] = [ast.parse(code)]
+    except SyntaxError:
+        return found
+    while rest:
+        node = rest.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        if not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            rest += ast.iter_child_nodes(node)
     return found
 
 

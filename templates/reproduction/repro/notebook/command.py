@@ -17,7 +17,7 @@ from repro import arguments
 from repro.errors import EXIT_OK, BadInput
 from repro.memory.words import count, in_hours
 from repro.method import Project, find_project
-from repro.notebook.cells import Session, notebook, project_folder
+from repro.notebook.cells import Session, notebook, project_folder, taken_names
 from repro.notebook.platforms import PLATFORMS, Platform
 from repro.notebook.sizing import schedule, timings
 from repro.run import plan
@@ -143,11 +143,16 @@ def plan_session(
         storage={name: size for phase in phases for name, size in phase.storage().items()},
     )
     try:
-        return replace(
-            session, parts=tuple(schedule(list(session.steps.items()), timing, session.seeds, session.run_s))
-        )
+        parts = tuple(schedule(list(session.steps.items()), timing, session.seeds, session.run_s))
+        session = replace(session, parts=parts)
     except BadInput as error:
-        return replace(session, unplanned=str(error))
+        session = replace(session, unplanned=str(error))
+    if taken := taken_names(session):
+        raise BadInput(
+            f"--data-cell: {data_cell}: found {', '.join(taken)} assigned, expected other names: the notebook has a use for "
+            f"{'it' if len(taken) == 1 else 'them'}"
+        )
+    return session
 
 
 def warnings(session: Session) -> list[str]:

@@ -239,9 +239,8 @@ def _gap_analysis(results: Results, chosen: Sequence[Judgement], brevity: int) -
     if without:
         lines.append(f"- Not reproduced, and no cause is suspected: {', '.join(map(code, without))}.")
     if not lines:
-        lines.append(
-            "No claim in this note was not reproduced." if not any(j.verdict == NOT for j in chosen) else "None stated."
-        )
+        missed = [j for j in chosen if j.verdict != REPRODUCED]
+        lines.append("None stated." if missed else "Every claim in this note was reproduced.")
     return "## Gap analysis\n\n" + "\n".join(lines) + "\n"
 
 
@@ -277,7 +276,7 @@ def _not_to_conclude(results: Results, chosen: Sequence[Judgement]) -> str:
         lines.append(f"Nothing is known about {', '.join(map(text, missing))}, which did not run.")
     if spec.not_attempted:
         lines.append(
-            f"Nothing is known about what was not attempted: {'; '.join(text(one.what) for one in spec.not_attempted)}."
+            f"Nothing is known about what was not attempted: {'; '.join(text(one.what).rstrip('.') for one in spec.not_attempted)}."
         )
     assumed = sum(setting.origin == "assumed" for setting in spec.settings)
     if assumed:

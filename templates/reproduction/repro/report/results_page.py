@@ -138,7 +138,9 @@ def _missed(results: Results) -> str:
 
 def _deviations(spec: Spec) -> str:
     lines = ["## Deviations\n", *deviation_lines(spec), "\n## Not attempted\n"]
-    lines += [f"- {text(n.what)} ({text(n.where)}). {text(n.why)}" for n in spec.not_attempted] or ["Nothing stated."]
+    lines += [f"- {text(n.what).rstrip('.')} ({text(n.where)}). {text(n.why)}" for n in spec.not_attempted] or [
+        "Nothing stated."
+    ]
     return "\n".join(lines) + "\n"
 
 
