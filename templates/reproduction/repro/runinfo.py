@@ -51,7 +51,8 @@ def imported_versions() -> dict[str, str]:
     """The version of every installed distribution of which this process has imported something."""
     distributions = metadata.packages_distributions()
     names = {name for module in list(sys.modules) for name in distributions.get(module, ())}
-    return {name: metadata.version(name) for name in sorted(names)}
+    found = {name: metadata.version(name) for name in sorted(names)}
+    return found | {"torch": str(torch.__version__)}  # with its build, such as +cu130, which the metadata may leave out
 
 
 def machine(device: torch.device) -> dict[str, Any]:
