@@ -13,12 +13,12 @@ import yaml
 from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, write_yaml
 
-from repro import run_command
+from repro import run_command, runinfo
 from repro.cli import COMMANDS, main
 from repro.config import RunConfig, Section
 from repro.errors import BadInput
 from repro.method import find_project
-from repro.run import plan
+from repro.run import execute, plan
 from repro.run_command import LINE, _line
 from repro.runtime import Runtime
 
@@ -496,11 +496,10 @@ def test_a_reader_that_leaves_early_gets_no_traceback(project, arguments):
         assert process.stderr.read() == b"" and process.wait() == 141
 
 
-def test_a_record_names_the_commit_of_the_code_that_was_read_not_of_what_was_committed_since(project, monkeypatch):
-    from repro import run
-
-    monkeypatch.setattr(run, "git_commit", lambda root: "as read")
-    planned = run.plan(find_project(project), "toy", [])
-    monkeypatch.undo()
-    folder = run.execute(planned, 0, project / "runs", Runtime(torch.device("cpu")), resume=False, resume_phase=None)
-    assert json.loads((folder / "record.json").read_text())["commit"] == "as read"
+def test_two_seeds_of_one_process_name_one_commit_though_somebody_commits_between_them(project, monkeypatch):
+    commits = iter(["as read", "committed since"])
+    monkeypatch.setattr(runinfo, "git_commit", lambda root: next(commits))
+    planned, runtime = plan(find_project(project), "toy", []), Runtime(torch.device("cpu"))
+    for seed in (0, 1):
+        folder = execute(planned, seed, project / "runs", runtime, resume=False, resume_phase=None)
+        assert json.loads((folder / "record.json").read_text())["commit"] == "as read"

@@ -140,7 +140,7 @@ def evaluate_anew(run: Finished, runtime: Runtime) -> Outcome:
 
 def _evaluate_anew(run: Finished, runtime: Runtime) -> Outcome:
     with _threads_of(run.record, runtime), deterministic(runtime.device), arithmetic("float32"):
-        origin, before = describe(run.now.project.root, runtime) | {"commit": run.now.commit}, loaded()
+        origin, before = describe(run.now.project.root, runtime), loaded()
         phases = networks(run.trained, run.seed, run.folder, runtime)
         models = {name: phase.model for name, phase in phases.items()}
         evaluation, seconds = measure(run.now, run.seed, models, runtime)

@@ -29,7 +29,7 @@ from repro.phases import RUNNING, Phase, PhaseResult, run_phase
 from repro.placeholders import of_run
 from repro.progress import progress
 from repro.randomness import seed_global_generators
-from repro.runinfo import describe, git_commit, loaded, peak_host_bytes, renewed
+from repro.runinfo import describe, loaded, peak_host_bytes, renewed
 from repro.runtime import Runtime, deterministic
 from repro.spec import check_experiment, claim_hashes, load_spec
 from repro.step import arithmetic, check_precision
@@ -51,8 +51,6 @@ class Plan:
     """Those that the spec plans."""
     placeholders: list[str]
     """What a run is made with and is still to be filled in."""
-    commit: str
-    """Of the code when it was read, not when a seed begins: between two seeds somebody may commit."""
 
 
 def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
@@ -77,10 +75,7 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
         )
     departures = differences(shaping(shipped), shaping(config))
     places = of_run(project.method.placeholder, spec, experiment, config)
-    commit = git_commit(project.root)
-    return Plan(
-        project, experiment, config, changes, departures, claim_hashes(spec, experiment), spec.seeds, places, commit
-    )
+    return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment), spec.seeds, places)
 
 
 def run_folder(runs: Path, experiment: str, seed: int) -> Path:
@@ -129,7 +124,7 @@ def _execute(
             print(f"{folder}: {line}", file=sys.stderr)
     world.barrier()
 
-    info, before = describe(plan.project.root, runtime) | {"commit": plan.commit}, loaded()
+    info, before = describe(plan.project.root, runtime), loaded()
     with deterministic(runtime.device), arithmetic("float32"):
         results: dict[str, PhaseResult] = {}
         for number, phase in enumerate(phases, start=1):

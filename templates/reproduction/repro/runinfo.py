@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -29,12 +30,18 @@ def describe(root: Path, runtime: Runtime) -> dict[str, Any]:
     """Plain data about this process: command, commit, versions, machine, start time."""
     return {
         "command": " ".join(["repro", *sys.argv[1:]]),
-        "commit": git_commit(root),
+        "commit": _commit_of_this_process(root),
         "versions": _versions(),
         "machine": machine(runtime.device),
         "processes": runtime.world.size,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@functools.cache
+def _commit_of_this_process(root: Path) -> str:
+    """As it was at the first of several seeds: the code was read before, and somebody may commit while they run."""
+    return git_commit(root)
 
 
 def loaded() -> frozenset[str]:
