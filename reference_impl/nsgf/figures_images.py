@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nsgf.figures_common import COLOURS, DPI, load_tensors, number, running_median, save, show
 from repro.config import digest
-from repro.report.judge import SHORTENED, Judgement
+from repro_tools.report.judge import SHORTENED, Judgement
 
 SETS = {
     "digits": "scikit-learn's digits",

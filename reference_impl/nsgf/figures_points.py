@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nsgf.evaluate_points import CURVE_STEPS
 from nsgf.figures_common import COLOURS, load_tensors, running_median, save, show
-from repro.report.judge import Judgement
+from repro_tools.report.judge import Judgement
 
 METHODS = {"nsgf": "NSGF", "fm": "FM", "ot_cfm": "OT-CFM"}
 READINGS = {"w2": "W2", "w2_squared": "W2²", "half_w2_squared": "½ W2²", "sinkhorn_divergence": "Sinkhorn divergence"}

@@ -12,10 +12,10 @@ from proof import Proof, _call
 from torch import nn
 
 from repro.phases import Phase
-from repro.preflight import trial
-from repro.preflight.checks import Findings
-from repro.preflight.trial import STEPS, Trial, try_phases
 from repro.runtime import Runtime
+from repro_tools.preflight import trial
+from repro_tools.preflight.checks import Findings
+from repro_tools.preflight.trial import STEPS, Trial, try_phases
 
 LAYERS = 3
 FROZEN = 1

@@ -59,22 +59,6 @@ def seed(text: str) -> int:
     return _whole(text, 0)
 
 
-def hours(text: str) -> float:
-    """A finite number of hours above 0."""
-    return above_zero(text, "a number of hours above 0")
-
-
-def above_zero(text: str, expected: str) -> float:
-    """A finite number above 0; `expected` says of what, in the error."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"found '{text}', expected {expected}")
-    return value
-
-
 def add_experiments(parser: argparse.ArgumentParser, *, default_all: bool) -> None:
     """NAME...: the experiments a command is about; all of them when none is named, if `default_all`."""
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import json
 import os
 import subprocess
@@ -26,35 +26,33 @@ from repro.errors import EXIT_OK, BadInput, Terminated
 from repro.lock import alone_in
 from repro.method import Evaluation, Project
 from repro.phases import RUNNING, Phase, PhaseResult, run_phase
-from repro.placeholders import of_run
 from repro.progress import progress
 from repro.randomness import seed_global_generators
 from repro.runinfo import describe, loaded, peak_host_bytes, renewed
 from repro.runtime import Runtime, deterministic
-from repro.spec import check_experiment, claim_hashes, load_spec
 from repro.step import arithmetic, check_precision
 
-RECORD, CONFIG, TENSORS = "record.json", "config.yaml", "tensors.safetensors"
+RECORD, CONFIG, SPEC, TENSORS = "record.json", "config.yaml", "spec.yaml", "tensors.safetensors"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `repro run` was asked to do for one experiment: checked, nothing written yet."""
+    """What is to be done for one experiment: its configuration was checked, nothing is written yet.
+
+    `shipped` is the configuration as its file has it, `config` the one with the overrides. `changes` is what each override did,
+    `departures` what of it shapes the result.
+    """
 
     project: Project
     experiment: str
+    shipped: RunConfig
     config: RunConfig
     changes: list[Change]
     departures: list[Change]
-    claims: dict[str, str]
-    seeds: list[int]
-    """Those that the spec plans."""
-    placeholders: list[str]
-    """What a run is made with and is still to be filled in."""
 
 
 def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
-    """Reads and checks configuration and spec. Raises BadInput; writes nothing."""
+    """Reads and checks the configuration. Raises BadInput; writes nothing."""
     known = project.experiments()
     if experiment not in known:
         raise BadInput(
@@ -66,24 +64,31 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
         raise BadInput(
             f"{path}: experiment: found '{shipped.experiment}', expected '{experiment}', the name of the file"
         )
-    spec = load_spec(project.spec)
-    check_experiment(spec, project.spec, experiment, shipped, path)
     config, changes = load(project.config_class(experiment), path, overrides)
     if config.experiment != experiment:
         raise BadInput(
             f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden"
         )
-    departures = differences(shaping(shipped), shaping(config))
-    places = of_run(project.method.placeholder, spec, experiment, config)
-    return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment), spec.seeds, places)
+    return Plan(project, experiment, shipped, config, changes, differences(shaping(shipped), shaping(config)))
 
 
 def run_folder(runs: Path, experiment: str, seed: int) -> Path:
     return runs / experiment / f"seed-{seed}"
 
 
-def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, resume_phase: int | None) -> Path:
+def execute(
+    plan: Plan,
+    seed: int,
+    runs: Path,
+    runtime: Runtime,
+    resume: bool,
+    resume_phase: int | None,
+    gate: Mapping[str, Any] | None = None,
+) -> Path:
     """Trains every phase and evaluates. Returns the run folder. An interrupted run goes on from its last saved state.
+
+    The text of the project's spec.yaml, if it has one, is kept in the folder as it is now, unread. `gate` is what was fixed by it
+    before the run, by whoever read it: its entries become the record's.
 
     Raises BadInput when the folder holds a run and `resume` is not set, or holds a run of another configuration, or
     when a phase asks for what the machine does not have; then nothing was written. Raises BadInput too while another process is
@@ -97,12 +102,12 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
     messages = _check_machine(folder, phases, runtime, resume_phase)
     world.barrier()  # nothing is written until every process has looked
     if not world.first:
-        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase)
+        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase, gate)
     _make_folder(folder)
     with alone_in(folder):
         # Again: another process may have begun the run, or ended it, since.
         _check_folder(plan, folder, phases, resume, resume_phase)
-        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase)
+        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase, gate)
 
 
 def _execute(
@@ -114,12 +119,14 @@ def _execute(
     messages: list[str],
     resume: bool,
     resume_phase: int | None,
+    gate: Mapping[str, Any] | None,
 ) -> Path:
-    world = runtime.world
+    world, fixed = runtime.world, {}
     if world.first:
         if resume_phase is not None:
             _set_aside(folder, phases, resume_phase)
         _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
+        fixed = _fixed_before(plan, folder, gate)
         for line in [_where(folder, phases)] * resume + messages:
             print(f"{folder}: {line}", file=sys.stderr)
     world.barrier()
@@ -133,7 +140,7 @@ def _execute(
             except Damaged as error:
                 raise BadInput(f"{error}; start phase {number} over with --resume-phase {number}") from None
         if world.first:
-            _evaluate(plan, seed, folder, runtime, results, info, before)
+            _evaluate(plan, seed, folder, runtime, results, fixed, info, before)
     return folder
 
 
@@ -158,6 +165,7 @@ def _evaluate(
     folder: Path,
     runtime: Runtime,
     results: dict[str, PhaseResult],
+    fixed: dict[str, Any],
     info: dict[str, Any],
     before: frozenset[str],
 ) -> None:
@@ -171,9 +179,7 @@ def _evaluate(
         "config": plan.config.model_dump(mode="json"),
         "config_hash": digest(plan.config),
         "departures": [str(change) for change in plan.departures],
-        "claims": plan.claims,
-        "planned_seeds": plan.seeds,
-        "placeholders": plan.placeholders,
+        **fixed,
         **renewed(info, before),
         "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()}
         | {"evaluate": round(evaluation_s, 2)},
@@ -189,8 +195,26 @@ def _evaluate(
     if watched := {name: result.watched for name, result in results.items() if result.watched}:
         record["watched"] = watched
     write_record(folder / RECORD, record)
-    for line in unmeasured(plan, record):
-        print(f"repro: warning: {line}", file=sys.stderr)
+
+
+def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the record says of the specification. Keeps its text in the folder.
+
+    Without a gate nobody has read it yet: the text is all that the claims can be held against later, and that the method was
+    still a stand-in must be said here.
+    """
+    if gate is None:
+        fixed = {"method_placeholder": plan.project.method.placeholder} if plan.project.method.placeholder else {}
+    else:
+        fixed = dict(gate)
+    try:
+        text = plan.project.spec.read_bytes()
+    except FileNotFoundError:
+        return fixed
+    except OSError as error:
+        raise BadInput(f"{plan.project.spec}: cannot be read ({error.strerror}), expected a file or none") from None
+    _write_bytes(folder / SPEC, text)
+    return fixed | {"spec_sha256": hashlib.sha256(text).hexdigest()}
 
 
 def measure(plan: Plan, seed: int, models: Mapping[str, nn.Module], runtime: Runtime) -> tuple[Evaluation, float]:
@@ -235,6 +259,7 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
 
 
 def execute_many(
+    program: str,
     plans: list[Plan],
     seeds: list[int],
     runs: Path,
@@ -244,8 +269,9 @@ def execute_many(
 ) -> list[str]:
     """Runs every (experiment, seed) in `jobs` processes at a time. Returns a line per run that failed.
 
-    `arguments` are the options that each process gets besides its experiment and seed. The processes share the cores,
-    unless OMP_NUM_THREADS says otherwise. `finished` is called for each run that did not fail, as it ends. A SIGTERM is passed on to them, and Terminated raised after they have ended.
+    Each process is `python -m PROGRAM run`; `arguments` are the options that it gets besides its experiment and seed. The processes
+    share the cores, unless OMP_NUM_THREADS says otherwise. `finished` is called for each run that did not fail, as it ends. A
+    SIGTERM is passed on to them, and Terminated raised after they have ended.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     tasks = [(plan, seed) for seed in seeds for plan in plans]
@@ -256,25 +282,17 @@ def execute_many(
         experiment, seed = task[0].experiment, task[1]
         folder = run_folder(runs, experiment, seed)
         _make_folder(folder)
-        command = [
-            sys.executable,
-            "-m",
-            "repro",
-            "run",
-            experiment,
-            "--seeds",
-            str(seed),
-            "--runs",
-            str(runs),
-            *arguments,
-        ]
+        command = [sys.executable, "-m", program, "run", experiment, "--seeds", str(seed), "--runs", str(runs)]
         log = folder / "output.log"
         with log.open("ab") as output:
             with starts:
                 if ending:
                     return None
                 process = subprocess.Popen(
-                    command, stdout=output, stderr=output, env={"OMP_NUM_THREADS": str(threads)} | os.environ
+                    [*command, *arguments],
+                    stdout=output,
+                    stderr=output,
+                    env={"OMP_NUM_THREADS": str(threads)} | os.environ,
                 )
                 running.append(process)
             code = process.wait()
@@ -301,20 +319,6 @@ def execute_many(
 def holds_run(folder: Path) -> bool:
     """Whether a run was started in `folder`."""
     return (folder / CONFIG).exists()
-
-
-def unmeasured(plan: Plan, record: dict[str, Any]) -> list[str]:
-    """A line for each claim of the experiment that names a metric which the evaluation did not give."""
-    lines, spec = [], load_spec(plan.project.spec)
-    for claim in spec.claims_of(plan.experiment):
-        for name in filter(None, (*claim.operands, claim.floor)):
-            if name not in record["metrics"]:
-                close = difflib.get_close_matches(name, list(record["metrics"]), n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                lines.append(
-                    f"{plan.project.spec}: claim {claim.id}: found metric '{name}', which no evaluation gave{hint}"
-                )
-    return lines
 
 
 def _check_machine(folder: Path, phases: list[Phase], runtime: Runtime, resume_phase: int | None) -> list[str]:
@@ -404,10 +408,14 @@ def next_archive(folder: Path) -> Path:
 
 
 def _write_text(path: Path, text: str) -> None:
+    _write_bytes(path, text.encode())
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
-    with writing(path, needed=len(text)):
+    with writing(path, needed=len(content)):
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             flush(partial)
             os.replace(partial, path)
         except OSError:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from repro.report.judge import Judgement
 from repro.run import TENSORS, run_folder
+from repro_tools.report.judge import Judgement
 
 from .data import CLASSES
 

@@ -1,0 +1,102 @@
+"""A prepared phase on a bench: its fresh network, its minibatches, its loss, its step, and the loss of a constant output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from repro.phases import Phase
+from repro.randomness import generator, seed_global_generators
+from repro.step import Stepper
+from repro_tools.diagnose.instruments import Unfit, outputs_replaced
+
+Batch = Mapping[str, Tensor]
+
+
+class Bench:
+    """A prepared phase on a device: its fresh network, its minibatches, its loss, its step."""
+
+    def __init__(self, phase: Phase, seed: int, device: torch.device):
+        self.phase, self.seed, self.device = phase, seed, device
+        # Warm-up would hold the rate near zero for all the steps that are taken here; the average is nobody's here.
+        self.options = phase.options.model_copy(update={"warmup_steps": 0, "ema_decay": None})
+
+    def model(self) -> nn.Module:
+        seed_global_generators(self.seed, self.phase.stream, "initialise")
+        return without_dropout(self.phase.make_model().to(self.device))
+
+    def stepper(self, model: nn.Module, factor: float = 1.0) -> tuple[Stepper, torch.optim.Optimizer]:
+        optimiser = self.phase.make_optimiser(model)
+        for group in optimiser.param_groups:
+            group["lr"] = factor * group["lr"]
+        return Stepper(model, optimiser, self.options, self.device), optimiser
+
+    def minibatch(self, step: int, *draw: str | int) -> dict[str, Tensor]:
+        seed_global_generators(self.seed, self.phase.stream, *draw, step)
+        drawn = self.phase.minibatch(step, generator(self.seed, self.phase.stream, *draw, step))
+        return {name: column.to(self.device) for name, column in drawn.items()}
+
+    def loss(self, model: nn.Module, batch: Batch, *draw: str | int) -> Tensor:
+        seed_global_generators(self.seed, self.phase.stream, *(draw or ("diagnosis",)))
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.options.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.phase.loss(model, batch)
+
+    def value(self, model: nn.Module, batches: Sequence[Batch]) -> float:
+        """The mean loss of several minibatches."""
+        with torch.no_grad():
+            return sum(float(self.loss(model, batch)) for batch in batches) / len(batches)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The network in train mode with its dropout layers at rest: what is measured must not be noise."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()
+    return model
+
+
+def constants(bench: Bench, model: nn.Module, batches: Sequence[Batch]) -> tuple[float, float]:
+    """The loss when the network's output is 0, and when it is the same best value for every row.
+
+    The second is the variance of the targets for a mean squared error, and the entropy of the labels for a cross-entropy. It is
+    found by L-BFGS from the fresh network's mean output, so that no knowledge of the loss is needed.
+    """
+    outputs = []
+    with torch.no_grad(), outputs_replaced(model, lambda out: outputs.append(out) or out):
+        for batch in batches:
+            bench.loss(model, batch)
+    if not outputs or len({out.shape[1:] for out in outputs}) != 1 or outputs[0].ndim == 0:
+        raise Unfit("the network's outputs have no common shape with one row per example")
+    value = torch.cat(outputs).float().mean(0).requires_grad_()
+    real = model.forward
+
+    def loss_of(value: Tensor) -> Tensor:
+        shapes = iter(out.shape for out in outputs)
+        model.forward = lambda *positional, **named: value.expand(next(shapes))
+        try:
+            return torch.stack([bench.loss(model, batch) for batch in batches]).float().mean()
+        finally:
+            model.forward = real
+
+    with torch.no_grad():
+        zero = float(loss_of(torch.zeros_like(value)))
+    search = torch.optim.LBFGS([value], max_iter=100, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = loss_of(value)
+        loss.backward()
+        return loss
+
+    search.step(closure)
+    with torch.no_grad():
+        best = float(loss_of(value))
+    if not math.isfinite(best) or float(value.detach().abs().max()) > 1e8:
+        raise Unfit("no constant output has the least loss: it falls without end")
+    return zero, best
