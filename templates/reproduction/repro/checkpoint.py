@@ -1,4 +1,5 @@
-"""Checkpoints of tensors and plain values in one safetensors file: written atomically, checksummed, never unpickled.
+"""Checkpoints of tensors and plain values in one safetensors file: written atomically, checksummed, never
+unpickled.
 
 `torch.load` runs a pickle machine even with `weights_only=True`; safetensors is a table of bytes with a JSON
 header. The nested state of a model and an optimiser becomes named tensors plus a JSON description.
@@ -23,7 +24,10 @@ from torch import Tensor
 
 from repro.errors import BadInput, RunFailed
 
-FORMAT = "repro-checkpoint-2"
+FORMAT = "repro-checkpoint-3"
+OLDER = "repro-checkpoint-2"
+"""What version 0.1 wrote: one network per phase. Its finished networks are read, its running states are
+not."""
 HEADER = {"format", "tree", "sha256"}
 
 
@@ -34,15 +38,33 @@ class Damaged(BadInput):
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes `state`: nested dicts, lists and tuples of tensors, numbers, text, booleans and None.
 
-    A file that was at `path` before is kept as `previous(path)`. At every moment one of the two is whole, also across a
-    power cut. Raises TypeError for any other kind of value, and RunFailed when the disk refuses; both leave what was
-    there as it was.
+    A file that was at `path` before is kept as `previous(path)`. At every moment one of the two is whole,
+    also across a power cut. Raises TypeError for any other kind of value, and RunFailed when the disk
+    refuses; both leave what was there as it was.
     """
+    tensors, header = _packed(state)
+    _write(path, tensors, header)
+
+
+def save_by_hash(folder: Path, kind: str, state: dict[str, Any]) -> str:
+    """Writes `state` into a file of `folder` that is named by its contents, and returns the name. Raises as
+    `save` does."""
+    tensors, header = _packed(state)
+    path = folder / f"{kind}-{header['sha256'][:16]}.safetensors"
+    if not path.exists():
+        _write(path, tensors, header)
+    return path.name
+
+
+def _packed(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_pack(state, "state", tensors))
-    header = {"format": FORMAT, "tree": tree, "sha256": _checksum(tree, tensors)}
+    return tensors, {"format": FORMAT, "tree": tree, "sha256": _checksum(tree, tensors)}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     partial = path.with_name(path.name + ".partial")
-    with writing(path, needed=len(tree) + sum(tensor.nbytes for tensor in tensors.values())):
+    with writing(path, needed=len(header["tree"]) + sum(tensor.nbytes for tensor in tensors.values())):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, partial, metadata=header)
@@ -59,21 +81,25 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The state in `path`, its tensors on the CPU.
 
-    Raises Damaged, one line, for anything but the bytes that `save` wrote: the checksum covers every value, name,
-    shape and dtype.
+    Raises Damaged, one line, for anything but the bytes that `save` wrote: the checksum covers every value,
+    name, shape and dtype.
     """
     try:
         if not path.is_file():
             raise Damaged(f"{path}: found no such file, expected a checkpoint")
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            if header.get("format") not in (FORMAT, OLDER):
                 raise Damaged(
                     f"{path}: no sound checkpoint: found format {header.get('format')!r}, expected {FORMAT!r}"
                 )
             if set(header) != HEADER:
-                raise ValueError(f"found the header {', '.join(sorted(header))}, expected {', '.join(sorted(HEADER))}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+                raise ValueError(
+                    f"found the header {', '.join(sorted(header))}, expected {', '.join(sorted(HEADER))}"
+                )
+            # Copies: what lies in a file is not aligned, and sums of numbers that are not aligned round
+            # differently.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no dict)
         if _checksum(header["tree"], tensors) != header["sha256"]:
             raise ValueError("found other contents than its checksum says")
         state = _unpack(json.loads(header["tree"]), tensors)
@@ -96,7 +122,8 @@ def previous(path: Path) -> Path:
 def newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
     """The newest sound state of `path` and `previous(path)`; None when neither exists.
 
-    Beside it what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none is sound.
+    Beside it what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none
+    is sound.
     """
     problems = []
     for candidate in (path, previous(path)):
@@ -111,7 +138,8 @@ def newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
 
 
 def sweep(folder: Path) -> None:
-    """Deletes what killed saves left in `folder`, which must be of one run: our partial files and those of safetensors."""
+    """Deletes what killed saves left in `folder`, which must be of one run: our partial files and those of
+    safetensors."""
     for pattern in ("*.safetensors.partial", ".tmp*"):
         for left in folder.glob(pattern):
             left.unlink(missing_ok=True)
@@ -119,7 +147,8 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Within this block what a disk refuses raises RunFailed: one line with the path, the bytes `needed`, the free ones."""
+    """Within this block what a disk refuses raises RunFailed: one line with the path, the bytes `needed`, the
+    free ones."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -138,7 +167,8 @@ def _free(path: Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    """What an error says, in one short line. safetensors has no error class of its own for the disk: only the text tells."""
+    """What an error says, in one short line. safetensors has no error class of its own for the disk: only the
+    text tells."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__
@@ -158,14 +188,19 @@ def _checksum(tree: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for `value`; its tensors go into `tensors` under their path. JSON keeps only text keys, so dicts become pairs."""
+    """JSON for `value`; its tensors go into `tensors` under their path. JSON keeps only text keys, so dicts
+    become pairs."""
     if isinstance(value, Tensor):
         while name in tensors:  # {"a.b": x, "a": {"b": y}} and {0: x, "0": y} give one path twice
             name += "'"
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[_plain(key, name), _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+        return {
+            "dict": [
+                [_plain(key, name), _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()
+            ]
+        }
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]}
@@ -175,7 +210,9 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 def _plain(value: Any, name: str) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise TypeError(f"checkpoint {name}: found {type(value).__name__}, expected tensors and plain values only")
+    raise TypeError(
+        f"checkpoint {name}: found {type(value).__name__}, expected tensors and plain values only"
+    )
 
 
 def _unpack(node: dict, tensors: dict[str, Tensor]) -> Any:

@@ -1,49 +1,51 @@
-"""Training phases (SKILL sections 5 and 6): each owns its model, optimiser and data, and can be killed and resumed.
+"""What a method says of a training phase: what it changes, what it draws, what a step does, what comes out.
 
-What a step draws is a pure function of (seed, phase, step). So model, optimiser and step number are the whole
-state of a phase, and a resumed run ends in the same bits as an uninterrupted one on the same machine.
+`Phase` is the paper's own loop: any number of networks and optimisers, and `train_step` is the paper's
+algorithm box, line by line. `SingleLossPhase` is the shorthand for one network, one optimiser and one mean
+loss. `repro.loop` runs either.
+
+What a step draws is a function of (seed, phase, step), and what training changes is in the state. So state
+and step number are all that a resumed phase needs, and it ends in the same bits as one that was never
+stopped.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import sys
 import tempfile
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import cos, inf, pi
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from repro import checkpoint
-from repro.config import Pace, differences
-from repro.distributed import World
-from repro.errors import BadInput, RunFailed, Terminated
-from repro.progress import progress
-from repro.randomness import generator, seed_global_generators
-from repro.runtime import Runtime
-from repro.step import PLAIN, StepOptions, Stepper, arithmetic
-from repro.termination import deferred_termination
+from repro.config import Section
+from repro.errors import RunFailed
+from repro.randomness import Draw
 
-RUNNING = "running.safetensors"
-"""The last saved state of a phase that is not finished, in the phase's folder."""
+if TYPE_CHECKING:
+    from repro.update import Update
 
-LEAST_SCALE = 2.0**-24
-"""Of a loss in fp16. A gradient that overflows with less is above 10^12, or it is not finite in any precision."""
+Batch = Mapping[str, Tensor]
+"""Named tensors with one row per example."""
+
+State = TypeVar("State")
+Precision = Literal["float32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is done on the device beside the optimiser steps: calling `run` does it once, a run does it `times` times.
+    """What is done on the device beside the optimiser steps: calling `run` does it once, a run does it
+    `times` times.
 
-    `run` makes all its tensors itself, on the CPU, with any values: it is called on fake tensors too, where no value can be read.
+    `run` makes all its tensors itself, on the CPU, with any values: it is called on fake tensors too, where
+    no value can be read.
     """
 
     name: str
@@ -51,25 +53,194 @@ class Work:
     times: int
 
 
-class Phase(ABC):
-    """One training phase. A method subclasses it; the trainer below runs it.
+class Networks(nn.ModuleDict):
+    """The networks that a phase hands on, by name. Called as a whole it is its only one."""
 
-    `name` is its key under `phases` in the configuration, `iterations` its number of optimiser steps, `options` how a step is done.
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        if len(self) != 1:
+            raise TypeError(
+                f"found a call of {len(self)} networks ({', '.join(self)}), expected one of them by its name"
+            )
+        return next(iter(self.values()))(*arguments, **named)
+
+
+class Phase(ABC, Generic[State]):
+    """One training phase with the paper's own loop. A method subclasses it.
+
+    `name` is its key under `phases` in the configuration, `steps` the number of steps of its loop.
     """
 
     name: str
-    iterations: int
-    options: StepOptions = PLAIN
+    steps: int
+    counts: Mapping[str, Fraction | int] = {}
+    """The paper's units in one step, such as {"generator iterations": 1} or {"epochs": Fraction(128,
+    50_000)}."""
+    collect_every: int = 0
+    """Steps of a round. At the beginning of each, `collect` makes the data that its minibatches are drawn
+    from; 0: no rounds."""
+    precision: Precision = "float32"
+    """Of the products within `update.autocast()`; weights and optimisers stay float32. bf16 and fp16 go by
+    autocast, fp16 scales the loss. tf32 rounds factors to 10 bits on GPUs that can."""
+    shared_parameters: tuple[str, ...] = ()
+    """Optimisers of the state, by name, that may hold the same parameter. Elsewhere that is taken for a
+    mistake."""
     minibatch_defines: str = ""
-    """What a minibatch of another size would change besides the noise of the gradient, e.g. "which pairs are matched"."""
+    """What a minibatch of another size would change besides the noise of the gradient, e.g. "which pairs are
+    matched"."""
     draws_as: str = ""
-    """The name of a phase whose draws this one has as well: an equal network begins with the same weights, and an equal `minibatch` gives the
-    same minibatches. Methods are then compared in pairs. Empty for draws of its own."""
+    """The name of a phase whose draws this one has as well: an equal network begins with the same weights,
+    and an equal `minibatch` gives the same minibatches. Methods are then compared in pairs. Empty for draws
+    of its own."""
 
     @property
     def stream(self) -> str:
         """What the phase's draws are a function of, besides the seed and the step."""
         return self.draws_as or self.name
+
+    @abstractmethod
+    def setup(self, earlier: Mapping[str, Networks]) -> State:
+        """The state before the first step: a dataclass of all that training changes.
+
+        Networks, optimisers, torch's schedulers and averages, replay memories, environments: whatever has
+        `state_dict` and `load_state_dict`; tensors, generators and plain numbers; lists, tuples and dicts of
+        these. Made on the CPU; networks are then moved to the device. `earlier` holds the networks of the
+        phases before this one, by phase and name: on the device, in eval mode, frozen. It is cheap: finished
+        networks are rebuilt through it.
+        """
+
+    @abstractmethod
+    def minibatch(self, step: int, draw: Draw) -> Batch:
+        """The named tensors of one minibatch, on the CPU, one row per example.
+
+        Every draw comes from `draw`, a torch.Generator of this step, never from a global one, and nothing of
+        the state is read: any step's minibatch can be drawn at any time, by any process.
+        """
+
+    @abstractmethod
+    def train_step(self, state: State, batch: Batch, update: Update) -> None:
+        """What one step does: the paper's algorithm box. See `repro.update` for what `update` can do."""
+
+    @abstractmethod
+    def networks(self, state: State) -> Mapping[str, nn.Module]:
+        """The networks that the phase hands on, by name."""
+
+    def collect(self, state: State, update: Update) -> Batch:
+        """The data of a round, on the CPU, one row per example: rollouts, a bank, pseudo-labels. May change
+        the state.
+
+        Draws come from `update.generator("a name")`. The minibatches of the round find the data in
+        `draw.collected`.
+        """
+        raise NotImplementedError(f"phase {self.name} has rounds (collect_every) and no `collect`")
+
+    def rebuilt(self, earlier: Mapping[str, Networks]) -> Mapping[str, nn.Module]:
+        """Networks as `networks` names them, with any weights: those of a finished phase are loaded into
+        them."""
+        return self.networks(self.setup(earlier))
+
+    def check(self, folder: Path) -> list[str]:
+        """What the phase needs of the machine and of `folder`, where it will lie. Called for all phases
+        before any work.
+
+        Returns what is worth saying, a line each. Raises BadInput for what the machine does not have.
+        """
+        return []
+
+    def watch(self, networks: Networks) -> Mapping[str, float]:
+        """Numbers beside the loss at every logged step, such as an error on validation images. They decide
+        nothing.
+
+        `networks` are what the phase would hand on if it ended here, in eval mode, without gradients. The
+        record keeps the numbers under `watched`. What this costs is in no estimate.
+        """
+        return {}
+
+    def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, Networks]) -> None:
+        """Reads or builds what the phase trains on and never changes, after `setup` and before the first
+        step.
+
+        Every process of a run calls it. Files in `scratch` survive a kill and are deleted when the phase
+        ends.
+        """
+
+    def release(self) -> None:
+        """Drops what `prepare` built, so that the next phase starts with the memory free."""
+
+    def rehearse(self, earlier: Mapping[str, Networks]) -> Batch:
+        """Brings the phase as far as a step needs it and returns a minibatch of the right shapes, with any
+        values.
+
+        `repro memory` calls it on fake tensors, where no value can be read. A phase that needs data, or
+        builds for more than a second, overrides it; `repro preflight` holds the shapes against a real
+        minibatch. What `prepare` makes here counts as kept on the host.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            self.prepare(0, Path(scratch), earlier)
+            return self.minibatch(0, Draw(0, self.name, "rehearsal"))
+
+    def work(self) -> Sequence[Work]:
+        """What is done on the device outside the steps, such as building a pool. Called before `prepare`, on
+        no fake tensors."""
+        return []
+
+    def storage(self) -> Mapping[str, int]:
+        """Bytes that the phase keeps on the host, in memory or on the disk, by name."""
+        return {}
+
+    def expected_initial_loss(self) -> float | None:
+        """What theory says of the loss before the first step, such as ln k for k classes; `repro diagnose`
+        looks whether it is."""
+        return None
+
+
+class StepOptions(Section):
+    """The configuration of a step of one loss. A phase's own section inherits it, or the phase goes without:
+    `PLAIN`.
+
+    Papers use these and do not always say so; a reproduction says what it uses.
+    """
+
+    precision: Precision
+    """See `Phase.precision`."""
+    warmup_steps: NonNegativeInt
+    """The learning rate grows linearly over so many steps; step 1 already moves the weights."""
+    clip_norm: PositiveFloat | None
+    """The largest norm of the whole gradient."""
+    ema_decay: float | None = Field(gt=0, lt=1)
+    """Of the exponential moving average of the weights, which then is the network that the phase hands on."""
+
+
+PLAIN = StepOptions(precision="float32", warmup_steps=0, clip_norm=None, ema_decay=None)
+
+
+@dataclass
+class SingleLossState:
+    """The state of a phase with one loss."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: AveragedModel | None
+    rates: list[float]
+    """The learning rates that `make_optimiser` set, one per group."""
+
+
+class SingleLossPhase(Phase[SingleLossState]):
+    """A phase with one network, one optimiser and the mean loss of a minibatch: say these, and the loop is
+    there.
+
+    `iterations` is its number of optimiser steps, `options` how a step is done.
+    """
+
+    iterations: int
+    options: StepOptions = PLAIN
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        return self.iterations
+
+    @property
+    def precision(self) -> Precision:  # type: ignore[override]
+        return self.options.precision
 
     @abstractmethod
     def make_model(self) -> nn.Module:
@@ -79,340 +250,100 @@ class Phase(ABC):
     def make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         """The phase's own optimiser."""
 
-    def learning_rate_factor(self, step: int) -> float:
-        """Of the optimiser's learning rates in this step, counted from 0, on top of a warm-up (see `repro.schedule`).
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a minibatch, or of a share of it, that lies on the device."""
 
-        A function of the step alone, so that a resumed phase has the same rates.
+    def learning_rate_factor(self, step: int) -> float:
+        """Of the optimiser's learning rates in this step, counted from 0, on top of a warm-up; see `cosine`
+        and the others below.
+
+        A function of the step alone, so that a resumed phase has the same rates. Rates are set only where
+        this is overridden or there is a warm-up.
         """
         return 1.0
 
-    @abstractmethod
-    def minibatch(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """The named tensors of one minibatch, on the CPU, every draw from `generator` (a CPU generator).
+    def setup(self, earlier: Mapping[str, Networks]) -> SingleLossState:
+        model = self.make_model()
+        optimiser, average = self.make_optimiser(model), None
+        if self.options.ema_decay is not None:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.options.ema_decay))
+        model.train()
+        return SingleLossState(model, optimiser, average, [group["lr"] for group in optimiser.param_groups])
 
-        Each has one row per example. Several processes draw the same minibatch and take a share of its rows; a library that draws
-        from the global generators all the same gets the same numbers in each of them.
-        """
+    def train_step(self, state: SingleLossState, batch: Batch, update: Update) -> None:
+        self._set_rates(state, update.step_number)
+        for part in update.parts(batch):
+            with update.autocast():
+                loss = self.loss(state.model, part)
+            update.backward(loss)
+        update.log("loss", update.step(state.optimiser, clip=self.options.clip_norm))
+        if state.average is not None:
+            state.average.update_parameters(state.model)
 
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The mean loss of a minibatch, or of a share of it, that lies on the device."""
+    def networks(self, state: SingleLossState) -> Mapping[str, nn.Module]:
+        return {"model": state.model if state.average is None else state.average.module}
 
-    def check(self, folder: Path) -> list[str]:
-        """What the phase needs of the machine and of `folder`, where it will lie. Called for all phases before any work.
+    def rebuilt(self, earlier: Mapping[str, Networks]) -> Mapping[str, nn.Module]:
+        return {"model": self.make_model()}
 
-        Returns what is worth saying, a line each. Raises BadInput for what the machine does not have.
-        """
-        return []
+    def _set_rates(self, state: SingleLossState, step: int) -> None:
+        """Raises RunFailed where somebody else sets rates as well: one of the two would go unseen."""
+        if not self._sets_rates():
+            return
+        factor = self._factor(step)
+        before = [self._factor(step - 1) * rate for rate in state.rates] if step else state.rates
+        for group, last, rate in zip(state.optimiser.param_groups, before, state.rates, strict=True):
+            if group["lr"] != last:
+                raise RunFailed(
+                    f"phase {self.name}, step {step + 1}: found the learning rate {group['lr']}, expected {last} as "
+                    "learning_rate_factor and warmup_steps left it; set rates there or by a scheduler in a Phase of your own"
+                )
+            group["lr"] = factor * rate
 
-    def watch(self, model: nn.Module) -> Mapping[str, float]:
-        """Numbers beside the loss at every logged step, such as an error on validation images. They decide nothing.
+    def _sets_rates(self) -> bool:
+        overridden = type(self).learning_rate_factor is not SingleLossPhase.learning_rate_factor
+        return overridden or self.options.warmup_steps > 0
 
-        `model` is what the phase would hand on if it ended here, in eval mode, without gradients. The record keeps them under `watched`. What
-        this costs is in no estimate.
-        """
-        return {}
-
-    def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
-        """Builds what the phase trains on, before its first step. Every process of a run calls it.
-
-        `earlier` holds the networks of the phases before this one, by name: on the device, in eval mode, frozen.
-        Files in `scratch` survive a kill and are deleted when the phase ends.
-        """
-
-    def release(self) -> None:
-        """Drops what `prepare` built, so that the next phase starts with the memory free."""
-
-    def rehearse(self, earlier: Mapping[str, nn.Module]) -> Mapping[str, Tensor]:
-        """Brings the phase as far as `loss` needs it and returns a minibatch of the right shapes, with any values.
-
-        `repro memory` calls it on fake tensors, where no value can be read. A phase that needs data, or builds for more
-        than a second, overrides it; `repro preflight` holds the shapes against a real minibatch. What `prepare` makes here counts
-        as kept on the host.
-        """
-        with tempfile.TemporaryDirectory() as scratch:
-            self.prepare(0, Path(scratch), earlier)
-            return self.minibatch(0, generator(0, self.name, "rehearsal"))
-
-    def work(self) -> Sequence[Work]:
-        """What the phase does on the device outside its steps, such as building a pool. Called before `prepare`, on no fake tensors."""
-        return []
-
-    def storage(self) -> Mapping[str, int]:
-        """Bytes that the phase keeps on the host, in memory or on the disk, by name."""
-        return {}
-
-    def expected_initial_loss(self) -> float | None:
-        """What theory says of the loss before the first step, such as ln k for k classes; `repro diagnose` holds it against it."""
-        return None
-
-
-@dataclass(frozen=True)
-class PhaseResult:
-    """A finished phase: its network in eval mode, its loss curve as (step, loss), its cost; `watched` as (step, numbers)."""
-
-    model: nn.Module
-    curve: list[tuple[int, float]]
-    watched: list[tuple[int, dict[str, float]]]
-    wall_s: float
-    prepare_s: float
-    peak_device_bytes: int
-
-
-def run_phase(
-    phase: Phase,
-    *,
-    folder: Path,
-    identity: dict[str, Any],
-    seed: int,
-    runtime: Runtime,
-    pace: Pace,
-    earlier: Mapping[str, nn.Module],
-) -> PhaseResult:
-    """Runs `phase` to its end, from the newest state in `folder` if there is one.
-
-    `identity` is what must not change between start and resume (the resolved configuration); a state of another
-    identity is refused with BadInput that names the differences. A damaged newest state is passed over for the one
-    before it, with a warning; checkpoint.Damaged when there is no sound one. Raises RunFailed when the loss, the gradient or
-    a weight stops being finite or the disk is full, Terminated after the state was saved because of a SIGTERM.
-    """
-    finished, identity = folder / "model.safetensors", {"phase": phase.name, **identity}
-    if not finished.exists():
-        # A function of its own, so that model, optimiser and graph are gone before the result is loaded.
-        _train(phase, folder, finished, identity, seed, runtime, pace, earlier)
-        phase.release()
-    runtime.world.barrier()
-    if runtime.device.type == "cuda":
-        torch.cuda.empty_cache()
-    result = _load_finished(phase, finished, identity, runtime.device)
-    # Here and not after training: a kill between the last save and these lines must not leave a pool behind. And not
-    # before the result was found sound: until then the running states are all there is.
-    if runtime.world.first:
-        for state in folder.glob("running.*"):
-            shutil.rmtree(state) if state.is_dir() and not state.is_symlink() else state.unlink()
-        checkpoint.sweep(folder)
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
-    return result
-
-
-def _train(
-    phase: Phase,
-    folder: Path,
-    finished: Path,
-    identity: dict[str, Any],
-    seed: int,
-    runtime: Runtime,
-    pace: Pace,
-    earlier: Mapping[str, nn.Module],
-) -> None:
-    device, world = runtime.device, runtime.world
-    running, scratch = folder / RUNNING, folder / "scratch"
-    _start_peak_memory(device)
-    seed_global_generators(seed, phase.stream, "initialise")
-    model = phase.make_model().to(device)
-    stepper = Stepper(model, phase.make_optimiser(model), phase.options, device, phase.learning_rate_factor)
-    start, spent_s, curve, watched = 0, 0.0, [], []
-    state = _newest_state(running, identity, world)
-    if state is not None:
-        with _fitting(running, phase):
-            start, spent_s, curve = _steps_done(state, range(phase.iterations)), state["wall_s"], state["curve"]
-            watched = state.get("watched", [])  # a state of an older kit has none
-            model.load_state_dict(state["model"])
-            stepper.load_state_dict(state)
-    del state
-    if world.mean(float(start)) != start:
-        raise RunFailed(f"{running}: process {world.rank} found the state of step {start}, another process another one")
-    with checkpoint.writing(scratch):
-        scratch.mkdir(parents=True, exist_ok=True)
-    if world.first:
-        checkpoint.sweep(folder)
-    log = _Log(folder / "log.jsonl", curve, watched, writes=world.first)
-
-    began = time.perf_counter()
-    phase.prepare(seed, scratch, earlier)
-    prepare_s = time.perf_counter() - began
-
-    def save(path: Path, network: nn.Module, steps_done: int, rest: dict[str, Any]) -> None:
-        _require_finite_weights(network, phase, steps_done)
-        wall_s = spent_s + time.perf_counter() - began
-        progress_so_far = {
-            "identity": identity,
-            "steps_done": steps_done,
-            "wall_s": wall_s,
-            "curve": log.curve,
-            "watched": log.watched,
-        }
-        if world.first:
-            checkpoint.save(path, {**progress_so_far, "model": network.state_dict(), **rest})
-
-    model.train()
-    shared = world.wrap(model, device)
-    steps = range(start, phase.iterations)
-    with arithmetic(phase.options.precision), deferred_termination() as stop:
-        for step in progress(steps, phase.name, total=phase.iterations, initial=start, shown=world.first):
-            # Global generators too: a library draws from them while all processes make the same minibatch, and dropout does
-            # while each trains on its own share.
-            seed_global_generators(seed, phase.stream, "step", step)
-            minibatch = phase.minibatch(step, generator(seed, phase.stream, "draws", step))
-            if world.rank_part:
-                seed_global_generators(seed, phase.stream, "step", step, *world.rank_part)
-            batch = {name: column.to(device) for name, column in world.share_of(minibatch, phase.name).items()}
-            with stepper.autocast():
-                loss = phase.loss(shared, batch)
-            stepper.step(loss, step)
-            steps_done = step + 1
-            ends = steps_done == phase.iterations
-            stops = world.any(stop.made) and not ends
-            saves = not ends and (stops or steps_done % pace.checkpoint_every == 0)
-            logs = ends or steps_done % pace.log_every == 0
-            if logs or saves:
-                value = _finite(world.mean(float(loss.detach())), phase, steps_done)
-                _require_finite_gradients(stepper.scale, phase, steps_done)
-            if logs:
-                log.write(steps_done, value, _watch(phase, stepper, seed, step) if world.first else {})
-            if saves:
-                save(running, model, steps_done, stepper.state_dict())
-            if stops:
-                raise Terminated
-
-        cost = {"prepare_s": prepare_s, "peak_device_bytes": _peak_memory(device)}
-        save(finished, stepper.result, phase.iterations, cost)
-        if world.any(stop.made):
-            raise Terminated
-
-
-def _load_finished(phase: Phase, path: Path, identity: dict, device: torch.device) -> PhaseResult:
-    state = _matching(checkpoint.load(path), path, identity)
-    model = phase.make_model()
-    with _fitting(path, phase):
-        _steps_done(state, [phase.iterations])
-        model.load_state_dict(state["model"])
-        curve = [(step, loss) for step, loss in state["curve"]]
-        watched = [(step, values) for step, values in state.get("watched", [])]
-        cost = state["wall_s"], state["prepare_s"], state["peak_device_bytes"]
-    return PhaseResult(model.to(device).eval().requires_grad_(False), curve, watched, *cost)
-
-
-def _newest_state(running: Path, identity: dict, world: World) -> dict | None:
-    """The newest sound state of a running phase, None before the first. Says when a damaged one was passed over."""
-    found = checkpoint.newest(running)
-    if found is None:
-        return None
-    state, problem = found
-    _matching(state, running, identity)
-    if problem and world.first:
-        # Out of the way, or the next save would put it in the place of the sound one.
-        aside = running.with_stem(running.stem + ".damaged")
-        os.replace(running, aside)
-        kept = f"goes on from the state before it, step {state['steps_done']}; the damaged one is now {aside.name}"
-        print(f"repro: warning: {problem}; {kept}", file=sys.stderr)
-    return state
-
-
-def _matching(state: dict, path: Path, identity: dict) -> dict:
-    changes = differences(state.get("identity", {}), identity)
-    if changes:
-        advice = "resume with the configuration that the state was saved with, or start another run folder"
-        raise BadInput(
-            *(
-                f"{path}: {change.key}: found a state of {change.before!r}, expected {change.after!r}; {advice}"
-                for change in changes
+    def _factor(self, step: int) -> float:
+        """Raises RunFailed for a factor that no learning rate can have."""
+        factor = float(self.learning_rate_factor(step))
+        if not 0 <= factor < inf:
+            raise RunFailed(
+                f"learning_rate_factor({step}): found {factor}, expected a finite number of at least 0"
             )
-        )
-    return state
+        if self.options.warmup_steps:
+            factor *= min(1.0, (step + 1) / self.options.warmup_steps)
+        return factor
 
 
-@contextmanager
-def _fitting(path: Path, phase: Phase) -> Iterator[None]:
-    """Within this block what a sound state of other code, or a file in another's place, cannot give raises BadInput."""
-    try:
-        yield
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        why = " ".join(f"no {error}".split() if isinstance(error, KeyError) else str(error).split())
-        raise BadInput(
-            f"{path}: found a state that does not fit phase {phase.name} as the code is now: "
-            f"{why if len(why) <= 300 else why[:297] + '...'}"
-        ) from None
+# Factors for `learning_rate_factor`. A step is counted from 0. What comes after a warm-up may count from its
+# end, `cosine(step - warmup, steps - warmup)`, or from the first step: libraries do both, and papers seldom
+# say which.
 
 
-def _steps_done(state: dict, allowed: Sequence[int]) -> int:
-    steps = state["steps_done"]
-    if type(steps) is not int or steps not in allowed:
-        raise ValueError(f"found {steps!r} steps done, expected {allowed[0]} to {allowed[-1]}")
-    return steps
+def cosine(step: int, steps: int, least: float = 0.0) -> float:
+    """Half a cosine from 1 at step 0 to `least` at `steps`, one after the last step, and `least` from there
+    on.
 
-
-def _finite(value: float, phase: Phase, steps_done: int) -> float:
-    if value != value or abs(value) == float("inf"):
-        raise RunFailed(f"phase {phase.name}, step {steps_done}: the loss is {value}; the last saved state is kept")
-    return value
-
-
-def _require_finite_gradients(scale: float, phase: Phase, steps_done: int) -> None:
-    """Of a loss that is scaled: a step whose gradient is not finite is passed over, with half the scale the next time."""
-    if scale < LEAST_SCALE:
-        raise RunFailed(
-            f"phase {phase.name}, step {steps_done}: the gradient is not finite, however little the loss is scaled ({scale:.0e}); "
-            "the last saved state is kept"
-        )
-
-
-def _require_finite_weights(network: nn.Module, phase: Phase, steps_done: int) -> None:
-    """The loss says nothing about the step that was made from it. Buffers may hold infinities, as a mask does."""
-    broken = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
-    if broken:
-        names = ", ".join(broken[:3]) + f" and {len(broken) - 3} more" * (len(broken) > 3)
-        raise RunFailed(
-            f"phase {phase.name}, step {steps_done}: the weights of {names} are not finite; the last saved state is kept"
-        )
-
-
-class _Log:
-    """The loss curve, and a copy of it to watch: one JSON line per logged step.
-
-    A resumed phase takes the curve from its state and writes the copy anew: a kill may have cut the copy short anywhere.
+    Loshchilov & Hutter 2017 (arXiv 1608.03983), equation 5 without restarts; torch's CosineAnnealingLR with
+    T_max = steps.
     """
-
-    def __init__(
-        self, path: Path, curve: list[tuple[int, float]], watched: list[tuple[int, dict[str, float]]], writes: bool
-    ):
-        self._path, self._writes, self.curve, self.watched = path, writes, curve, watched
-        if writes:
-            beside = dict(watched)
-            with checkpoint.writing(path):
-                path.write_text("".join(self._line(step, loss, beside.get(step, {})) for step, loss in curve))
-
-    def write(self, step: int, loss: float, values: dict[str, float]) -> None:
-        self.curve.append((step, loss))
-        if values:
-            self.watched.append((step, values))
-        if self._writes:
-            with checkpoint.writing(self._path), self._path.open("a") as file:
-                file.write(self._line(step, loss, values))
-
-    @staticmethod
-    def _line(step: int, loss: float, values: dict[str, float]) -> str:
-        return json.dumps({"step": step, "loss": loss, **values}) + "\n"
+    return least + (1 - least) * (1 + cos(pi * _share(step, steps))) / 2
 
 
-def _watch(phase: Phase, stepper: Stepper, seed: int, step: int) -> dict[str, float]:
-    """What the phase says of its network now. Every step seeds anew, so that nothing drawn here reaches the next one."""
-    if type(phase).watch is Phase.watch:
-        return {}
-    model = stepper.result
-    training = model.training
-    seed_global_generators(seed, phase.stream, "watch", step)
-    try:
-        with torch.no_grad():
-            return {name: float(value) for name, value in phase.watch(model.eval()).items()}
-    finally:
-        model.train(training)
+def linear(step: int, steps: int, least: float = 0.0) -> float:
+    """A straight line from 1 at step 0 to `least` at `steps`, one after the last step, and `least` from there
+    on."""
+    return 1 - (1 - least) * _share(step, steps)
 
 
-def _start_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def milestones(step: int, at: Sequence[int], factor: float) -> float:
+    """`factor` once for each number of steps in `at` that is done, as He et al. 2016 divide by 10; torch's
+    MultiStepLR."""
+    return factor ** sum(step >= one for one in at)
 
 
-def _peak_memory(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+def _share(step: int, steps: int) -> float:
+    """The share of `steps` that is done before this one, between 0 and 1."""
+    return min(max(step / steps, 0.0), 1.0)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(*parts: str | int) -> int:
@@ -24,8 +27,72 @@ def generator(*parts: str | int, device: torch.device | str = "cpu") -> torch.Ge
 
 
 def seed_global_generators(*parts: str | int) -> None:
-    """Seeds what a library draws from without asking: Python, NumPy and PyTorch (dropout, weight initialisation)."""
+    """Seeds what a library draws from without asking: Python, NumPy and PyTorch (dropout, weight
+    initialisation)."""
     seed = derive_seed(*parts)
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    # What torch.manual_seed does, without a look at every kind of device: that takes up to a millisecond.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+Orders = MutableMapping[tuple[str, int], tuple[tuple[int, int], Tensor]]
+"""The newest order of each kind of epoch, so that it is not drawn again at every step."""
+
+
+class Draw(torch.Generator):
+    """What one minibatch is drawn from: a generator on the CPU for the draw that `parts` name.
+
+    `collected` holds what the phase's `collect` made for this round, {} without rounds; `round_step` counts
+    the round's steps.
+    """
+
+    step: int
+    round_step: int
+    collected: Mapping[str, Tensor]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Draw:
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        seed: int,
+        stream: str,
+        *parts: str | int,
+        step: int = 0,
+        round_step: int = 0,
+        collected: Mapping[str, Tensor] | None = None,
+        orders: Orders | None = None,
+    ):
+        self.step, self.round_step, self.collected = step, round_step, collected or {}
+        self._of, self._orders = (seed, stream), {} if orders is None else orders
+        self.manual_seed(derive_seed(seed, stream, *parts))
+
+    def epoch_rows(self, rows: int, batch_size: int, *, last: Literal["drop", "keep"]) -> Tensor:
+        """The numbers of this step's rows, where each epoch goes once through all `rows` in an order of its
+        own.
+
+        `last` says whether the smaller minibatch at an epoch's end is left out or kept. The order of an epoch
+        is a function of (seed, phase, epoch): shape (batch_size,), int64.
+        """
+        return self._rows("epoch", 0, self.step, rows, batch_size, last)
+
+    def round_rows(self, batch_size: int, *, last: Literal["drop", "keep"]) -> Tensor:
+        """The same among the rows of `collected`; the epochs are counted from the beginning of the round."""
+        rows = len(next(iter(self.collected.values())))
+        return self._rows("round", self.step - self.round_step, self.round_step, rows, batch_size, last)
+
+    def _rows(self, kind: str, begun: int, step: int, rows: int, batch_size: int, last: str) -> Tensor:
+        if not 0 < batch_size <= rows:
+            raise ValueError(
+                f"rows of an epoch: found a minibatch of {batch_size}, expected 1 to {rows}, the rows there are"
+            )
+        per_epoch = rows // batch_size if last == "drop" else -(-rows // batch_size)
+        epoch, number = divmod(step, per_epoch)
+        epoch_of, order = self._orders.get((kind, rows), (None, torch.empty(0)))
+        if epoch_of != (begun, epoch):
+            order = torch.randperm(rows, generator=generator(*self._of, kind, begun, epoch))
+            self._orders[kind, rows] = (begun, epoch), order
+        return order[number * batch_size : (number + 1) * batch_size]

@@ -1,0 +1,491 @@
+"""Runs a phase: draws, steps, logs and saves, from its beginning or from its last saved state, to its end.
+
+`Loop` is one phase in motion, and all that drives it, a run or a tool, goes through its few methods.
+`run_phase` is a run's way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repro import checkpoint
+from repro import state as states
+from repro.config import Pace, differences
+from repro.errors import BadInput, RunFailed, Terminated, deferred_termination
+from repro.phases import Batch, Networks, Phase, SingleLossPhase
+from repro.randomness import Draw, Orders, seed_global_generators
+from repro.runtime import Runtime, World, arithmetic, progress
+from repro.update import Update
+
+RUNNING, FINISHED = "running.safetensors", "model.safetensors"
+"""In a phase's folder: the last saved state while it runs, and its networks when it is finished."""
+
+LEAST_SCALE = 2.0**-24
+"""Of a loss in fp16. A gradient that overflows with less is above 10^12, or it is not finite in any
+precision."""
+
+Curve = list[tuple[int, float]]
+"""Steps done, and a number after them."""
+
+
+@dataclass
+class Round:
+    """What `collect` made, and the step at which it did; `file` is its file once it has one."""
+
+    began: int
+    rows: dict[str, Tensor]
+    file: str | None = None
+
+
+class Loop:
+    """A phase in motion: `restore` (or not), `prepare`, and then for each step `collect_if_due`,
+    `next_batch`, `one_step`.
+
+    `make_update` may make a kind of Update that looks on. Raises BadInput for a state that cannot be saved.
+    """
+
+    def __init__(
+        self,
+        phase: Phase[Any],
+        *,
+        seed: int,
+        runtime: Runtime,
+        earlier: Mapping[str, Networks],
+        make_update: Callable[[Phase[Any], int, Runtime], Update] = Update,
+    ):
+        if runtime.world.size > 1 and not isinstance(phase, SingleLossPhase):
+            raise BadInput(
+                f"phase {phase.name}: found {runtime.world.size} processes, expected one for a loop of its own"
+            )
+        self.phase, self.seed, self.runtime, self._earlier = phase, seed, runtime, earlier
+        seed_global_generators(seed, phase.stream, "initialise")
+        self.state = phase.setup(earlier)
+        states.check(self.state, phase.name, phase.shared_parameters)
+        states.move(self.state, runtime.device)
+        self.update = make_update(phase, seed, runtime)
+        self.step = 0
+        """Steps done."""
+        self.round: Round | None = None
+        self.curves: dict[str, Curve] = {}
+        self._orders: Orders = {}
+        self._weights: tuple[list[int], list[tuple[str, Tensor]]] = [], []
+
+    def prepare(self, scratch: Path) -> None:
+        """What the phase reads or builds before its first step."""
+        self.phase.prepare(self.seed, scratch, self._earlier)
+
+    def collect_if_due(self) -> None:
+        """Makes the data of a round where one begins."""
+        every = self.phase.collect_every
+        if not every or self.step % every or (self.round and self.round.began == self.step):
+            return
+        seed_global_generators(self.seed, self.phase.stream, "collect", self.step)
+        self.update.begin(self.step)
+        rows = self.phase.collect(self.state, self.update)
+        self.update.end(self._named_weights())
+        self.round = Round(self.step, {name: column.detach().cpu() for name, column in rows.items()})
+
+    def next_batch(self) -> Batch:
+        """The minibatch of the step that is next, on the CPU."""
+        step, stream = self.step, self.phase.stream
+        # Global generators too: a library may draw from them without asking.
+        seed_global_generators(self.seed, stream, "step", step)
+        began, rows = (self.round.began, self.round.rows) if self.round else (0, {})
+        draw = Draw(
+            self.seed,
+            stream,
+            "draws",
+            step,
+            step=step,
+            round_step=step - began,
+            collected=rows,
+            orders=self._orders,
+        )
+        return self.phase.minibatch(step, draw)
+
+    def one_step(self, batch: Batch) -> None:
+        """The step that is next."""
+        # Again, so that what was drawn above shifts nothing here: dropout is a function of the step, and of
+        # the process.
+        seed_global_generators(self.seed, self.phase.stream, "step", self.step, *self.runtime.world.rank_part)
+        self.update.begin(self.step)
+        self.phase.train_step(self.state, batch, self.update)
+        self.update.end(self._named_weights())
+        self.step += 1
+
+    def numbers(self) -> dict[str, tuple[int, float]]:
+        """The newest logged number of each name, with the steps done then. Raises RunFailed for one that is
+        not finite."""
+        found = self.update.numbers()
+        for name, (step, value) in found.items():
+            if value != value or abs(value) == float("inf"):
+                raise RunFailed(
+                    f"phase {self.phase.name}, step {step}: the {name} is {value}; the last saved state is kept"
+                )
+        return found
+
+    def write_curves(self, numbers: Mapping[str, tuple[int, float]]) -> dict[int, dict[str, float]]:
+        """Takes each number into the curve of its name. Returns those that are new, by steps done."""
+        new: dict[int, dict[str, float]] = {}
+        for name, (step, value) in numbers.items():
+            curve = self.curves.setdefault(name, [])
+            if not curve or curve[-1][0] < step:
+                curve.append((step, value))
+                new.setdefault(step, {})[name] = value
+        return new
+
+    def watch(self) -> dict[str, float]:
+        """What the phase says of its networks now, in eval mode and without gradients. It shifts no later
+        draw."""
+        if type(self.phase).watch is Phase.watch:
+            return {}
+        networks = Networks(dict(self.phase.networks(self.state)))
+        modes = {module: module.training for module in networks.modules()}
+        seed_global_generators(self.seed, self.phase.stream, "watch", self.step - 1)
+        try:
+            with torch.no_grad():
+                return {name: float(value) for name, value in self.phase.watch(networks.eval()).items()}
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def snapshot(self, folder: Path | None = None) -> dict[str, Any]:
+        """All that a new Loop needs to go on from here, as plain containers and tensors; nothing is copied.
+
+        A round's data goes into a file of its own in `folder`, once, or into the snapshot where there is no
+        folder.
+        """
+        return {
+            "steps_done": self.step,
+            "state": states.saved(self.state),
+            "scaler": self.update.scaler.state_dict(),
+            "logged": {name: (step, float(value)) for name, (step, value) in self.update.logged.items()},
+            "curves": self.curves,
+            "round": self._round_saved(folder),
+        }
+
+    def restore(self, before: Mapping[str, Any], folder: Path | None = None) -> None:
+        """Goes on from a snapshot. Raises ValueError or KeyError when it does not fit the phase as the code
+        is now."""
+        self.step = _steps_done(before, range(self.phase.steps + 1))
+        states.restore(self.state, before["state"])
+        if before["scaler"]:
+            self.update.scaler.load_state_dict(before["scaler"])
+        self.update.logged = {name: (step, value) for name, (step, value) in before["logged"].items()}
+        self.curves = {name: [tuple(point) for point in curve] for name, curve in before["curves"].items()}
+        if (kept := before["round"]) is not None:
+            file = kept.get("file")
+            rows = kept["rows"] if file is None or folder is None else checkpoint.load(folder / file)
+            self.round = Round(kept["began"], dict(rows), file)
+
+    def require_scale(self) -> None:
+        """Raises RunFailed when fp16 found no scale at which gradients are finite.
+
+        A step whose gradient is not finite is passed over, with half the scale the next time.
+        """
+        if (scale := self.update.scaler.get_scale()) < LEAST_SCALE:
+            raise RunFailed(
+                f"phase {self.phase.name}, step {self.step}: the gradient is not finite, however little the loss is scaled "
+                f"({scale:.0e}); the last saved state is kept"
+            )
+
+    def _round_saved(self, folder: Path | None) -> dict[str, Any] | None:
+        if self.round is None:
+            return None
+        if folder is None:
+            return {"began": self.round.began, "rows": self.round.rows}
+        if self.round.file is None:
+            self.round.file = checkpoint.save_by_hash(folder, "round", self.round.rows)
+        return {"began": self.round.began, "file": self.round.file}
+
+    def _named_weights(self) -> list[tuple[str, Tensor]]:
+        # Looked up again only where a step has put something else into the state.
+        objects = [id(value) for value in vars(self.state).values()]
+        if self._weights[0] != objects:
+            self._weights = objects, list(states.parameters(self.state).items())
+        return self._weights[1]
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """A finished phase: its networks in eval mode, the curves that it logged, its cost; `watched` as (steps
+    done, numbers)."""
+
+    networks: Networks
+    curves: dict[str, Curve]
+    watched: list[tuple[int, dict[str, float]]]
+    wall_s: float
+    prepare_s: float
+    peak_device_bytes: int
+    versions: list[dict[str, str]]
+    """Of Python and torch, oldest first: more than one where the phase was resumed under another."""
+
+
+def run_phase(
+    phase: Phase[Any],
+    *,
+    folder: Path,
+    identity: dict[str, Any],
+    seed: int,
+    runtime: Runtime,
+    pace: Pace,
+    earlier: Mapping[str, Networks],
+) -> PhaseResult:
+    """Runs `phase` to its end, from the newest state in `folder` if there is one.
+
+    `identity` is what must not change between start and resume (the resolved configuration); a state of
+    another identity is refused with BadInput that names the differences. A damaged newest state is passed
+    over for the one before it, with a warning; checkpoint.Damaged when there is no sound one. Raises
+    RunFailed when a logged number or a weight stops being finite or the disk is full, Terminated after the
+    state was saved because of a SIGTERM.
+    """
+    finished, identity = folder / FINISHED, {"phase": phase.name, **identity}
+    if not finished.exists():
+        # A function of its own, so that networks, optimisers and graphs are gone before the result is loaded.
+        _train(phase, folder, identity, seed, runtime, pace, earlier)
+        phase.release()
+    runtime.world.barrier()
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
+    result = _load_finished(phase, finished, identity, runtime.device, earlier)
+    # Here and not after training: a kill between the last save and these lines must not leave a pool behind.
+    # And not before the result was found sound: until then the running states are all there is.
+    if runtime.world.first:
+        for left in [*folder.glob("running.*"), *folder.glob("round-*")]:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        checkpoint.sweep(folder)
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+    return result
+
+
+def _train(
+    phase: Phase[Any],
+    folder: Path,
+    identity: dict[str, Any],
+    seed: int,
+    runtime: Runtime,
+    pace: Pace,
+    earlier: Mapping[str, Networks],
+) -> None:
+    device, world = runtime.device, runtime.world
+    running, scratch = folder / RUNNING, folder / "scratch"
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    loop = Loop(phase, seed=seed, runtime=runtime, earlier=earlier)
+    spent_s, watched, versions = 0.0, list[tuple[int, dict[str, float]]](), [_versions()]
+    before = _newest_state(running, identity, world)
+    if before is not None:
+        with _fitting(running, phase):
+            loop.restore(before, folder)
+            spent_s, watched = before["wall_s"], [tuple(one) for one in before["watched"]]
+            versions = _history(before["versions"], running, world)
+    del before
+    if world.mean(float(loop.step)) != loop.step:
+        raise RunFailed(
+            f"{running}: process {world.rank} found the state of step {loop.step}, another process another one"
+        )
+    with checkpoint.writing(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+    if world.first:
+        checkpoint.sweep(folder)
+    log = _Log(folder / "log.jsonl", loop.curves, watched, writes=world.first)
+    rounds = [loop.round.file] if loop.round else []
+
+    began = time.perf_counter()
+    loop.prepare(scratch)
+    prepare_s = time.perf_counter() - began
+
+    def save(path: Path, contents: dict[str, Any]) -> None:
+        states.require_finite(loop.state, phase.name, loop.step)
+        wall_s = spent_s + time.perf_counter() - began
+        if world.first:
+            kept = {"identity": identity, "wall_s": wall_s, "watched": log.watched, "versions": versions}
+            checkpoint.save(path, kept | contents)
+
+    with arithmetic(phase.precision), deferred_termination() as stop:
+        for _ in progress(
+            range(loop.step, phase.steps), phase.name, total=phase.steps, initial=loop.step, shown=world.first
+        ):
+            loop.collect_if_due()
+            loop.one_step(loop.next_batch())
+            ends = loop.step == phase.steps
+            stops = world.any(stop.made) and not ends
+            saves = not ends and (stops or loop.step % pace.checkpoint_every == 0)
+            logs = ends or loop.step % pace.log_every == 0
+            if logs or saves:
+                numbers = loop.numbers()
+                loop.require_scale()
+            if logs:
+                log.write(loop.step, loop.write_curves(numbers), loop.watch() if world.first else {})
+            if saves:
+                save(running, loop.snapshot(folder))
+                rounds = _keep_rounds(folder, rounds, loop) if world.first else rounds
+            if stops:
+                raise Terminated
+
+        networks = {name: dict(one.state_dict()) for name, one in phase.networks(loop.state).items()}
+        cost = {"prepare_s": prepare_s, "peak_device_bytes": _peak_memory(device)}
+        save(folder / FINISHED, {"steps_done": loop.step, "curves": loop.curves, "networks": networks} | cost)
+        if world.any(stop.made):
+            raise Terminated
+
+
+def _load_finished(
+    phase: Phase[Any],
+    path: Path,
+    identity: dict[str, Any],
+    device: torch.device,
+    earlier: Mapping[str, Networks],
+) -> PhaseResult:
+    state = _matching(checkpoint.load(path), path, identity)
+    if "model" in state:  # of version 0.1
+        state |= {"networks": {"model": state["model"]}, "curves": {"loss": state["curve"]}, "versions": []}
+    with _fitting(path, phase):
+        _steps_done(state, [phase.steps])
+        networks = dict(phase.rebuilt(earlier))
+        if set(networks) != set(state["networks"]):
+            raise ValueError(f"found the networks {sorted(state['networks'])}, expected {sorted(networks)}")
+        for name, network in networks.items():
+            network.load_state_dict(state["networks"][name])
+        return PhaseResult(
+            Networks(networks).to(device).eval().requires_grad_(False),
+            {name: [(step, value) for step, value in curve] for name, curve in state["curves"].items()},
+            [(step, values) for step, values in state.get("watched", [])],
+            state["wall_s"],
+            state["prepare_s"],
+            state["peak_device_bytes"],
+            state["versions"],
+        )
+
+
+def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict[str, Any] | None:
+    """The newest sound state of a running phase, None before the first. Says when a damaged one was passed
+    over."""
+    found = checkpoint.newest(running)
+    if found is None:
+        return None
+    state, problem = found
+    if "model" in state:
+        raise BadInput(
+            f"{running}: found a running state of the format {checkpoint.OLDER}, expected {checkpoint.FORMAT}; finish the phase "
+            "with the version that began it, or start it over with --resume-phase"
+        )
+    _matching(state, running, identity)
+    if problem and world.first:
+        # Out of the way, or the next save would put it in the place of the sound one.
+        aside = running.with_stem(running.stem + ".damaged")
+        os.replace(running, aside)
+        kept = f"goes on from the state before it, step {state['steps_done']}; the damaged one is now {aside.name}"
+        print(f"repro: warning: {problem}; {kept}", file=sys.stderr)
+    return state
+
+
+def _matching(state: dict[str, Any], path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    changes = differences(state.get("identity", {}), identity)
+    if changes:
+        advice = "resume with the configuration that the state was saved with, or start another run folder"
+        raise BadInput(
+            *(
+                f"{path}: {change.key}: found a state of {change.before!r}, expected {change.after!r}; {advice}"
+                for change in changes
+            )
+        )
+    return state
+
+
+@contextmanager
+def _fitting(path: Path, phase: Phase[Any]) -> Iterator[None]:
+    """Within this block what a sound state of other code, or a file in another's place, cannot give raises
+    BadInput."""
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        why = " ".join(f"no {error}".split() if isinstance(error, KeyError) else str(error).split())
+        raise BadInput(
+            f"{path}: found a state that does not fit phase {phase.name} as the code is now: "
+            f"{why if len(why) <= 300 else why[:297] + '...'}"
+        ) from None
+
+
+def _steps_done(state: Mapping[str, Any], allowed: Sequence[int]) -> int:
+    steps = state["steps_done"]
+    if type(steps) is not int or steps not in allowed:
+        raise ValueError(f"found {steps!r} steps done, expected {allowed[0]} to {allowed[-1]}")
+    return steps
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def _history(before: list[dict[str, str]], running: Path, world: World) -> list[dict[str, str]]:
+    """The versions that a resumed phase has had, with a warning where they have changed: no resume is exact
+    then."""
+    now = _versions()
+    if before[-1] == now:
+        return before
+    if world.first:
+        was, is_now = (", ".join(f"{name} {one[name]}" for name in now) for one in (before[-1], now))
+        print(
+            f"repro: warning: {running}: found a state of {was}, goes on with {is_now}: other bits",
+            file=sys.stderr,
+        )
+    return [*before, now]
+
+
+def _keep_rounds(folder: Path, rounds: list[str | None], loop: Loop) -> list[str | None]:
+    """Deletes the files of rounds that neither the newest state nor the one before it names. Returns those
+    two."""
+    kept = [*rounds[-1:], loop.round.file if loop.round else None]
+    for file in folder.glob("round-*"):
+        if file.name not in kept:
+            file.unlink()
+    return kept
+
+
+class _Log:
+    """What is logged, for somebody who looks on: one JSON line per step that has numbers.
+
+    A resumed phase takes the curves from its state and writes the lines anew: a kill may have cut them short
+    anywhere.
+    """
+
+    def __init__(
+        self, path: Path, curves: dict[str, Curve], watched: list[tuple[int, dict[str, float]]], writes: bool
+    ):
+        self._path, self._writes, self.watched = path, writes, watched
+        lines: dict[int, dict[str, float]] = {}
+        for name, curve in curves.items():
+            for step, value in curve:
+                lines.setdefault(step, {})[name] = value
+        for step, values in watched:
+            lines.setdefault(step, {}).update(values)
+        self._append("w", lines)
+
+    def write(self, step: int, new: dict[int, dict[str, float]], values: dict[str, float]) -> None:
+        if values:
+            self.watched.append((step, values))
+            new.setdefault(step, {}).update(values)
+        self._append("a", new)
+
+    def _append(self, mode: str, lines: dict[int, dict[str, float]]) -> None:
+        if self._writes:
+            with checkpoint.writing(self._path), self._path.open(mode) as file:
+                file.writelines(json.dumps({"step": step, **lines[step]}) + "\n" for step in sorted(lines))
+
+
+def _peak_memory(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

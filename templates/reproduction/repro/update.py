@@ -1,0 +1,241 @@
+"""What a step is done with: parts of the minibatch, gradients, optimisers, draws, numbers for the log.
+
+A step takes its losses backward with `backward`, and `step` moves an optimiser by what has come together. So
+several losses, several optimisers and several backward passes are written down in the paper's order. The
+gradient of an optimiser's weights is averaged over processes when it steps, and cleared after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repro.errors import RunFailed
+from repro.phases import Batch, Phase
+from repro.randomness import generator
+from repro.runtime import Runtime
+
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Weights = nn.Module | Tensor | Iterable[nn.Module | Tensor]
+"""Networks, trainable tensors, or several of them."""
+
+
+class Update:
+    """Does the steps of one phase. The loop makes it, and calls `begin` and `end` around each step."""
+
+    def __init__(self, phase: Phase[Any], seed: int, runtime: Runtime):
+        self.step_number = 0
+        """Of the step that is being done, counted from 0."""
+        self.logged: dict[str, tuple[int, Tensor | float]] = {}
+        """The newest number of each name, with the number of steps done when it was logged."""
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=phase.precision == "fp16")
+        self._phase, self._seed, self._runtime = phase, seed, runtime
+        self._dtype = DTYPES[phase.precision]
+        self._share = 1.0 / runtime.world.size
+        self._loss: Tensor | None = None
+        self._complete = True  # the next backward begins a new loss
+        self._scale_used = False
+        self._backwards = 0
+        self._stepped: dict[int, int] = {}
+        self._shared: tuple[Batch, dict[str, Tensor]] | None = None
+
+    # For the method.
+
+    def parts(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """This process' rows of a minibatch, on the device."""
+        if self._shared is None or self._shared[0] is not batch:
+            own = self._runtime.world.share_of(batch, self._phase.name)
+            self._shared = batch, {name: column.to(self._runtime.device) for name, column in own.items()}
+        yield self._shared[1]
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass in the phase's precision."""
+        return torch.autocast(
+            self._runtime.device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32
+        )
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """A generator on the CPU for draws within this step, or this `collect`: a function of (seed, phase,
+        step, names)."""
+        return generator(self._seed, self._phase.stream, "step", self.step_number, *names)
+
+    def backward(
+        self,
+        loss: Tensor,
+        *,
+        weight: Tensor | float | None = None,
+        inputs: Weights | None = None,
+        retain_graph: bool = False,
+    ) -> None:
+        """Adds the gradient of a loss, a number, to what is there.
+
+        `weight` is the part's fraction of the whole minibatch, as in `part["real"].sum() /
+        batch["real"].sum()`; by default that of its rows. `inputs` are the weights whose gradient is wanted;
+        by default all that the loss depends on.
+        """
+        if loss.numel() != 1 or not loss.requires_grad:
+            what = f"shape {tuple(loss.shape)}" + "" if loss.requires_grad else "no gradient"
+            raise self._refusal(
+                f"update.backward: found a loss of {what}, expected a number that depends on weights"
+            )
+        if self._complete:
+            self._update_scale()
+            self._loss, self._complete = None, False
+        share = self._share if weight is None else weight
+        if not isinstance(share, float) or share != 1.0:
+            loss = loss * share
+        self._backwards += 1
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        wanted = None if inputs is None else [one for one in _tensors(inputs) if one.requires_grad]
+        self.scaler.scale(loss).backward(inputs=wanted, retain_graph=retain_graph)
+
+    def step(
+        self,
+        optimiser: torch.optim.Optimizer,
+        *,
+        clip: float | None = None,
+        closure: Callable[[], object] | None = None,
+        gradient: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """One step of an optimiser with the gradient of its weights, which is cleared then. Returns the loss
+        of the whole minibatch.
+
+        That is the sum of what went backward since a step before it, a detached number. `clip` is the largest
+        norm of the gradient over all weights of this optimiser. `closure` calls `backward`, once for each
+        part, and is called as often as the optimiser asks (L-BFGS). `gradient` is one that `gradient` gave,
+        changed or not, in the order of the optimiser's weights.
+        """
+        weights = _weights_of(optimiser)
+        if self.scaler.is_enabled() and (closure is not None or gradient is not None):
+            raise self._refusal(
+                "update.step: found closure= or gradient= with fp16, expected bf16 or float32 for them"
+            )
+        if closure is not None:
+            return self._step_with(optimiser, weights, closure, clip)
+        if gradient is not None:
+            for weight, own in zip(weights, gradient, strict=True):
+                weight.grad = own
+        elif self._stepped.get(id(optimiser), 0) == self._backwards:
+            name = type(optimiser).__name__
+            raise self._refusal(
+                f"update.step: found no backward since the last step of this {name}, expected one before it"
+            )
+        else:
+            self._sum_over_processes(weights)
+        self._stepped[id(optimiser)] = self._backwards
+        if clip is not None:
+            self.scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(weights, clip)
+        if not self.scaler.is_enabled():
+            optimiser.step()
+        elif any(
+            weight.grad is not None for weight in weights
+        ):  # the scaler takes no step without a gradient
+            self.scaler.step(optimiser)
+            self._scale_used = True
+        _clear(weights)
+        self._complete = True
+        return torch.zeros(()) if self._loss is None else self._loss
+
+    def gradient(self, weights: Weights) -> list[Tensor | None]:
+        """The gradient of the weights, in their order, taken off them; None where there is none. Not with
+        fp16."""
+        if self.scaler.is_enabled():
+            raise self._refusal("update.gradient: found fp16, expected bf16 or float32")
+        tensors = list(_tensors(weights))
+        self._sum_over_processes(tensors)
+        found = [tensor.grad for tensor in tensors]
+        _clear(tensors)
+        self._complete = True
+        return found
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """A number for the curve of this name: the newest one is written at every `pace.log_every` steps."""
+        self.logged[name] = self.step_number + 1, value.detach() if isinstance(value, Tensor) else value
+
+    # For the loop.
+
+    def begin(self, step: int) -> None:
+        """Before a step or a `collect`."""
+        self.step_number, self._complete = step, True
+        self._backwards, self._stepped = 0, {}
+
+    def end(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """After a step. Raises RunFailed when a gradient is left on one of the named weights: no state holds
+        it."""
+        self._update_scale()
+        self._shared = None
+        for name, weight in weights:
+            if weight.grad is not None:
+                raise self._refusal(
+                    f"found a gradient left on {name.removeprefix('state.')}, expected none at the end of a step; step the "
+                    "optimiser that holds it, give backward(..., inputs=) the weights that are meant, or take it off by "
+                    "update.gradient"
+                )
+
+    def numbers(self) -> dict[str, tuple[int, float]]:
+        """What is logged, as numbers of the whole minibatch; the processes' shares of a loss add up to it."""
+        world = self._runtime.world
+        return {
+            name: (step, world.mean(float(value)) * world.size) for name, (step, value) in self.logged.items()
+        }
+
+    def _step_with(
+        self,
+        optimiser: torch.optim.Optimizer,
+        weights: list[Tensor],
+        closure: Callable[[], object],
+        clip: float | None,
+    ) -> Tensor:
+        def whole() -> Tensor:
+            _clear(weights)
+            before = self._backwards
+            closure()
+            if self._backwards == before or self._loss is None:
+                raise self._refusal(
+                    "update.step: found a closure without backward, expected update.backward in it"
+                )
+            self._complete = True
+            self._sum_over_processes(weights)
+            if clip is not None:
+                nn.utils.clip_grad_norm_(weights, clip)
+            return self._loss
+
+        first = optimiser.step(whole)  # type: ignore[arg-type]
+        _clear(weights)
+        return torch.as_tensor(first).detach()
+
+    def _sum_over_processes(self, weights: list[Tensor]) -> None:
+        self._runtime.world.sum_gradients(weights)
+
+    def _update_scale(self) -> None:
+        """After the last step with the scale that a loss was taken backward with."""
+        if self._scale_used:
+            self.scaler.update()
+            self._scale_used = False
+
+    def _refusal(self, why: str) -> RunFailed:
+        return RunFailed(f"phase {self._phase.name}, step {self.step_number + 1}: {why}")
+
+
+def _tensors(weights: Weights) -> Iterator[Tensor]:
+    if isinstance(weights, nn.Module):
+        yield from weights.parameters()
+    elif isinstance(weights, Tensor):
+        yield weights
+    else:
+        for one in weights:
+            yield from _tensors(one)
+
+
+def _weights_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimiser.param_groups for weight in group["params"]]
+
+
+def _clear(weights: Iterable[Tensor]) -> None:
+    for weight in weights:
+        weight.grad = None
