@@ -23,7 +23,7 @@ import torch
 from repro.config import load
 from repro.errors import BadInput
 from repro.method import Project, find_project
-from repro.progress import progress
+from repro.runtime import progress
 from repro_tools import cli
 from repro_tools.memory.devices import DEVICES
 

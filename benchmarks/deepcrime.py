@@ -24,7 +24,8 @@ from benchmarks.diagnose import BUGS, _batch, _loss, _model, _rate, altered, kin
 from repro.config import flatten, load
 from repro.method import find_project
 from repro.phases import Phase
-from repro.runinfo import git_commit, machine
+from repro.run import git_commit
+from repro.runtime import machine
 from repro_tools.check.coverage import contradicted
 from repro_tools.spec import load_spec
 

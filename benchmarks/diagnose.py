@@ -32,9 +32,8 @@ from torch import nn
 from repro.config import parse_yaml, validate
 from repro.method import find_project
 from repro.phases import Phase
-from repro.run import plan
-from repro.runinfo import git_commit, machine
-from repro.runtime import Runtime
+from repro.run import git_commit, plan
+from repro.runtime import Runtime, machine
 from repro_tools.diagnose.diagnostics import measure
 from repro_tools.diagnose.explanation import Place
 from repro_tools.diagnose.hypotheses import findings

@@ -213,7 +213,7 @@ def on_cuda(project: Project, experiments: Sequence[str]) -> dict:
 
 def cuda_peak(phase, before: Sequence, device: torch.device) -> tuple[int, int]:
     """max_memory_allocated and max_memory_reserved of real steps of `phase`."""
-    from repro.step import arithmetic
+    from repro.runtime import arithmetic
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

@@ -37,9 +37,9 @@ from torch.utils.checkpoint import checkpoint
 from nsgf import sinkhorn
 from repro.config import load
 from repro.method import find_project
-from repro.runinfo import git_commit, machine
-from repro.runtime import Runtime
-from repro.step import Stepper, arithmetic
+from repro.run import git_commit
+from repro.runtime import Runtime, arithmetic, machine
+from repro.step import Stepper
 from repro_tools.memory.cost import Cost, step_cost
 from repro_tools.memory.devices import find
 from repro_tools.memory.fake import fake_tensors, networks

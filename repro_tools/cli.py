@@ -47,10 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"repro: {error}", file=sys.stderr)
         return BAD_INPUT
     from repro.cli import carried_out
+    from repro_tools.own_loop import EXIT_NOT_MEASURED, NotMeasured
 
     def work() -> int:
         options = parser(asked).parse_args(given)
-        return options.command(options)
+        try:
+            return options.command(options)
+        except NotMeasured as refused:
+            print(*(f"repro: {line}" for line in refused.lines), sep="\n", file=sys.stderr)
+            return EXIT_NOT_MEASURED
 
     return carried_out(work)
 

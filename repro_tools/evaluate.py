@@ -21,26 +21,26 @@ import torch
 from repro import arguments
 from repro.checkpoint import flush
 from repro.config import Change, differences, digest, load, shaping
-from repro.distributed import World
 from repro.errors import EXIT_OK, BadInput
-from repro.lock import alone_in
 from repro.method import Project, find_project
 from repro.run import (
     CONFIG,
     RECORD,
     TENSORS,
     Plan,
+    alone_in,
+    describe,
     holds_run,
+    loaded,
     measure,
     networks,
     next_archive,
+    renewed,
     run_folder,
     save_tensors,
     write_record,
 )
-from repro.runinfo import describe, loaded, renewed
-from repro.runtime import Runtime, deterministic
-from repro.step import arithmetic
+from repro.runtime import Runtime, World, arithmetic, deterministic
 from repro_tools.gate import checked_plan, unmeasured
 from repro_tools.report.results import read_record
 
@@ -141,7 +141,7 @@ def _evaluate_anew(run: Finished, runtime: Runtime) -> Outcome:
     with _threads_of(run.record, runtime), deterministic(runtime.device), arithmetic("float32"):
         origin, before = describe(run.now.project.root, runtime), loaded()
         phases = networks(run.trained, run.seed, run.folder, runtime)
-        models = {name: phase.model for name, phase in phases.items()}
+        models = {name: phase.networks for name, phase in phases.items()}
         evaluation, seconds = measure(run.now, run.seed, models, runtime)
         origin = renewed(origin, before)
     metrics = {name: float(value) for name, value in evaluation.metrics.items()}

@@ -22,11 +22,10 @@ import torch
 from repro import arguments
 from repro.config import load
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED
-from repro.failure import describe
 from repro.method import Probe, Project, find_project
-from repro.progress import progress
 from repro.randomness import seed_global_generators
-from repro.runtime import Runtime
+from repro.runtime import Runtime, progress
+from repro_tools.failure import describe
 from repro_tools.project import resolved
 from repro_tools.table import in_patterns, table, wrapped
 

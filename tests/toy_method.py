@@ -8,7 +8,7 @@ from torch import nn
 
 from repro.config import RunConfig, Section
 from repro.method import Evaluation, Method
-from repro.phases import Phase
+from repro.phases import SingleLossPhase
 from repro.pool import Pool
 from repro.randomness import generator
 
@@ -29,7 +29,7 @@ class Config(RunConfig):
     phases: Phases
 
 
-class Line(Phase):
+class Line(SingleLossPhase):
     def __init__(self, config: Config):
         self.name, self.iterations, self.config = "line", config.phases.line.iterations, config
         self.pool = None
@@ -55,7 +55,7 @@ class Line(Phase):
         self.pool = None
 
 
-class Constant(Phase):
+class Constant(SingleLossPhase):
     def __init__(self, config: Config):
         self.name, self.iterations, self.config = "constant", config.phases.constant.iterations, config
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from repro.phases import Phase
+from repro.phases import SingleLossPhase
 from repro.randomness import generator, seed_global_generators
-from repro.step import Stepper
+from repro.runtime import Runtime
+from repro.update import Update
 from repro_tools.diagnose.instruments import Unfit, outputs_replaced
 
 Batch = Mapping[str, Tensor]
@@ -20,20 +21,40 @@ Batch = Mapping[str, Tensor]
 class Bench:
     """A prepared phase on a device: its fresh network, its minibatches, its loss, its step."""
 
-    def __init__(self, phase: Phase, seed: int, device: torch.device):
+    def __init__(self, phase: SingleLossPhase, seed: int, device: torch.device):
         self.phase, self.seed, self.device = phase, seed, device
-        # Warm-up would hold the rate near zero for all the steps that are taken here; the average is nobody's here.
-        self.options = phase.options.model_copy(update={"warmup_steps": 0, "ema_decay": None})
 
     def model(self) -> nn.Module:
         seed_global_generators(self.seed, self.phase.stream, "initialise")
         return without_dropout(self.phase.make_model().to(self.device))
 
-    def stepper(self, model: nn.Module, factor: float = 1.0) -> tuple[Stepper, torch.optim.Optimizer]:
+    def optimiser(self, model: nn.Module, factor: float = 1.0) -> torch.optim.Optimizer:
+        """The phase's optimiser with `factor` times its learning rates."""
         optimiser = self.phase.make_optimiser(model)
         for group in optimiser.param_groups:
             group["lr"] = factor * group["lr"]
-        return Stepper(model, optimiser, self.options, self.device), optimiser
+        return optimiser
+
+    def update(self) -> Update:
+        """What does steps in the phase's precision."""
+        return Update(self.phase, self.seed, Runtime(self.device))
+
+    def step(
+        self,
+        update: Update,
+        optimiser: torch.optim.Optimizer,
+        loss: Tensor,
+        number: int,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """One step from a loss whose graph is alive, without warm-up, which would hold the rate near zero for all the steps that are
+        taken here. `look` is called when the gradients are there.
+        """
+        update.begin(number)
+        update.backward(loss)
+        look()
+        update.step(optimiser, clip=self.phase.options.clip_norm)
+        update.end([])
 
     def minibatch(self, step: int, *draw: str | int) -> dict[str, Tensor]:
         seed_global_generators(self.seed, self.phase.stream, *draw, step)
@@ -42,7 +63,7 @@ class Bench:
 
     def loss(self, model: nn.Module, batch: Batch, *draw: str | int) -> Tensor:
         seed_global_generators(self.seed, self.phase.stream, *(draw or ("diagnosis",)))
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.options.precision)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.phase.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             return self.phase.loss(model, batch)
 

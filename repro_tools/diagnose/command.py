@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from repro import arguments
 from repro.checkpoint import load as load_state
-from repro.distributed import World
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
+from repro.loop import FINISHED, load_networks
 from repro.method import find_project
-from repro.phases import Phase
+from repro.phases import Networks, Phase
 from repro.run import Plan
-from repro.runtime import Runtime, deterministic
-from repro.step import check_precision
+from repro.runtime import Runtime, World, check_precision, deterministic
 from repro_tools.diagnose.bench import Bench
 from repro_tools.diagnose.curves import curve_findings, curves_of, in_words
 from repro_tools.diagnose.diagnostics import measure, train
@@ -33,6 +32,7 @@ from repro_tools.diagnose.explanation import Finding, Place
 from repro_tools.diagnose.hypotheses import findings, notes
 from repro_tools.diagnose.measured import Column, Measured
 from repro_tools.gate import checked_plan
+from repro_tools.own_loop import require_single_loss
 
 STEPS = 100
 BARS = "▁▂▃▄▅▆▇█"
@@ -93,6 +93,7 @@ def command(options: argparse.Namespace) -> int:
     runtime = Runtime(device, options.data_root, stand_in_data=options.stand_in)
     phases = list(planned.project.method.phases(planned.config, runtime))
     chosen = _chosen(phases, options.phase)
+    require_single_loss(chosen, planned.experiment)
     run = options.runs / planned.experiment / f"seed-{options.seed}" if options.runs else None
     if run is not None and not run.parent.is_dir():
         raise BadInput(f"--runs: found no folder {run.parent}, expected the runs of {planned.experiment}")
@@ -145,24 +146,25 @@ class _Networks:
 
     def __init__(self, phases: Sequence[Phase], seed: int, device: torch.device, steps: int, run: Path | None):
         self._phases, self._seed, self._device, self._steps, self._run = phases, seed, device, steps, run
-        self._ready: dict[str, nn.Module] = {}
+        self._ready: dict[str, Networks] = {}
         self.told: list[str] = []
 
-    def before(self, phase: Phase) -> Mapping[str, nn.Module]:
+    def before(self, phase: Phase) -> Mapping[str, Networks]:
         position = next(index for index, one in enumerate(self._phases) if one is phase)
         return _Lazy({one.name: one for one in self._phases[:position]}, self)
 
-    def keep(self, phase: Phase, model: nn.Module) -> None:
-        self._ready.setdefault(phase.name, model.eval().requires_grad_(False))
+    def keep(self, phase: Phase, networks: Networks) -> None:
+        self._ready.setdefault(phase.name, networks.eval().requires_grad_(False))
 
-    def get(self, phase: Phase) -> nn.Module:
+    def get(self, phase: Phase) -> Networks:
         trained = f"{phase.name}: trained here for {self._steps} steps"
         if phase.name not in self._ready:
             found = self._finished(phase)
             if found is None:
+                require_single_loss([phase], f"{phase.name}: found no finished run of it")
                 with tempfile.TemporaryDirectory() as scratch:
                     phase.prepare(self._seed, Path(scratch), self.before(phase))
-                    found = train(phase, self._seed, self._device, self._steps)
+                    found = Networks({"model": train(phase, self._seed, self._device, self._steps)})
                     phase.release()
             else:
                 trained = f"{phase.name}: of the run in {self._run}"
@@ -170,16 +172,16 @@ class _Networks:
         self.told.append(trained)
         return self._ready[phase.name]
 
-    def _finished(self, phase: Phase) -> nn.Module | None:
-        for path in sorted(self._run.glob(f"*-{phase.name}/model.safetensors")) if self._run else []:
-            model = phase.make_model()
+    def _finished(self, phase: Phase) -> Networks | None:
+        for path in sorted(self._run.glob(f"*-{phase.name}/{FINISHED}")) if self._run else []:
+            networks = Networks(dict(phase.rebuilt(self.before(phase))))
             try:
-                model.load_state_dict(load_state(path)["model"])
+                load_networks(networks, load_state(path))
             except (BadInput, RuntimeError, KeyError) as error:
                 raise BadInput(
                     f"{path}: found another network than that of phase {phase.name} as configured now: {' '.join(str(error).split())[:120]}"
                 ) from None
-            return model.to(self._device)
+            return networks.to(self._device)
         return None
 
 
@@ -200,7 +202,7 @@ class _Lazy(Mapping):
 
 
 def _diagnose(phase: Phase, planned: Plan, options: argparse.Namespace, networks: _Networks) -> Diagnosis:
-    check_precision(phase.options, phase.name, networks._device)
+    check_precision(phase.precision, phase.name, networks._device)
     with tempfile.TemporaryDirectory() as scratch:
         for line in phase.check(Path(scratch)):
             print(f"{phase.name}: {line}", file=sys.stderr)
@@ -211,7 +213,7 @@ def _diagnose(phase: Phase, planned: Plan, options: argparse.Namespace, networks
         measured, model = measure(phase, options.seed, networks._device, options.steps)
         measure_s = time.perf_counter() - prepared
         phase.release()
-    networks.keep(phase, model)
+    networks.keep(phase, Networks({"model": model}))
     place = Place(
         planned.experiment,
         phase.name,

@@ -24,7 +24,8 @@ def curves_of(folder: Path) -> dict[str, Curve]:
     """The loss curves of the run in `folder`, by phase: those of its record, else what the phases have logged so far."""
     try:
         curves = json.loads((folder / "record.json").read_text(encoding="utf-8"))["curves"]
-        return {name: [(int(step), float(loss)) for step, loss in curve] for name, curve in curves.items()}
+        losses = {name: curve["loss"] if isinstance(curve, dict) else curve for name, curve in curves.items()}
+        return {name: [(int(step), float(loss)) for step, loss in curve] for name, curve in losses.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     found = {}

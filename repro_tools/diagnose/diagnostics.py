@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from repro.errors import BadInput
 from repro.phases import Phase
 from repro.randomness import generator, seed_global_generators
-from repro.step import arithmetic
+from repro.runtime import arithmetic
 from repro_tools.diagnose.bench import Batch, Bench, constants, without_dropout
 from repro_tools.diagnose.instruments import (
     Activations,
@@ -43,7 +43,7 @@ def measure(phase: Phase, seed: int, device: torch.device, steps: int) -> tuple[
 
     Returns the measurements and the network that was trained.
     """
-    with arithmetic(phase.options.precision), warnings.catch_warnings():
+    with arithmetic(phase.precision), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found, model = _measure(Bench(phase, seed, device), steps)
     return Measured(**found), model
@@ -53,7 +53,7 @@ def train(phase: Phase, seed: int, device: torch.device, steps: int) -> nn.Modul
     """A prepared phase's network after some steps of its training."""
     bench = Bench(phase, seed, device)
     model = bench.model()
-    with arithmetic(phase.options.precision):
+    with arithmetic(phase.precision):
         train_in_place(bench, model, steps, None, None)
     return model
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from repro.progress import progress
 from repro.randomness import generator
+from repro.runtime import progress
 from repro_tools.diagnose.bench import Batch, Bench, constants
 from repro_tools.diagnose.instruments import Unfit, outputs_replaced
 from repro_tools.diagnose.measured import FASTER, Fit, Learning, Parameters
@@ -50,14 +51,14 @@ def fit(bench: Bench, batch: Batch, steps: int, at_other_rates: bool = False) ->
 
 def _fitted(bench: Bench, batch: Batch, steps: int, factor: float) -> float:
     model = bench.model()
-    stepper, _ = bench.stepper(model, factor)
+    optimiser, update = bench.optimiser(model, factor), bench.update()
     losses = []
     for step in progress(range(steps), f"{bench.phase.name} fit"):
         loss = bench.loss(model, batch)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             return math.inf
-        stepper.step(loss, step)
+        bench.step(update, optimiser, loss, step)
     return median(losses[-max(1, steps // 10) :])
 
 
@@ -80,7 +81,7 @@ def train_in_place(
     bench: Bench, model: nn.Module, steps: int, watch: _Watch | None, change: Callable | None, factor: float = 1.0
 ) -> int | None:
     """Trains in place. Returns the step whose loss was not finite, None when all were."""
-    stepper, optimiser = bench.stepper(model, factor)
+    optimiser, update = bench.optimiser(model, factor), bench.update()
     for step in progress(range(steps), f"{bench.phase.name} training"):
         batch = bench.minibatch(step, "draws")
         if change is None:
@@ -90,11 +91,12 @@ def train_in_place(
                 loss = bench.loss(model, batch, "step", step)
         if not math.isfinite(float(loss.detach())):
             return step
-        if watch is not None:
-            watch.before_step(early=step < EARLY_STEPS, late=step >= steps // 2)
-        stepper.step(loss, step)
-        if watch is not None:
-            watch.after_step(optimiser, first=step == 0)
+        if watch is None:
+            bench.step(update, optimiser, loss, step)
+            continue
+        watch.before_step(early=step < EARLY_STEPS, late=step >= steps // 2)
+        bench.step(update, optimiser, loss, step, partial(watch.look_at_gradients, optimiser, first=step == 0))
+        watch.after_step()
     return None
 
 
@@ -130,7 +132,7 @@ class _Watch:
         self._sizes = {name: float(p.norm()) for name, p in matrices.items()} if early else {}
         self._last = {name: p.clone() for name, p in matrices.items()} if late else {}
 
-    def after_step(self, optimiser: torch.optim.Optimizer, first: bool) -> None:
+    def look_at_gradients(self, optimiser: torch.optim.Optimizer, first: bool) -> None:
         if first:
             self._given = {id(p) for group in optimiser.param_groups for p in group["params"]}
             self._gradients = {n: float(p.grad.norm()) for n, p in self._named.items() if p.grad is not None}
@@ -138,6 +140,8 @@ class _Watch:
             gradient = self._named[name].grad
             if gradient is not None:
                 self._pulls[name] = max(self._pulls.get(name, 0.0), size * float(gradient.norm()))
+
+    def after_step(self) -> None:
         for name, before in self._last.items():
             size, change = (
                 float(before.square().mean().sqrt()),

@@ -14,12 +14,14 @@ from typing import Any
 from repro import arguments
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED
 from repro.method import find_project
-from repro.progress import progress
+from repro.phases import SingleLossPhase
+from repro.runtime import progress
 from repro_tools.memory import hours
 from repro_tools.memory.devices import DEVICES, Device
 from repro_tools.memory.estimate import Advice, Estimate, Planned, estimate, fits, too_large, ways_to_fit
 from repro_tools.memory.footprint import Footprint, Part, allowances, needed
 from repro_tools.memory.storages import REST
+from repro_tools.own_loop import require_single_loss
 
 GIB, MIB = 2**30, 2**20
 WIDTH, NAME_WIDTH = 118, 54
@@ -60,6 +62,8 @@ def command(options: argparse.Namespace) -> int:
     for plan in plans:
         for change in plan.changes:
             print(f"{plan.experiment}: {change}", file=sys.stderr)
+    for plan in plans:
+        require_single_loss(plan.phases(), plan.experiment)
     times = hours.Times.of(
         [hours.Planned(plan.project, plan.experiment, plan.config) for plan in plans], devices, options
     )
@@ -191,7 +195,9 @@ def _remarks(one: Estimate, footprint: Footprint, devices: Sequence[Device]) -> 
             "(a loss in a list, for one); no device is large enough for that"
         )
     yield from footprint.notes
-    options = {phase.name: phase.options for phase in one.planned.phases()}.get(footprint.name)
+    options = {phase.name: phase.options for phase in one.planned.phases() if isinstance(phase, SingleLossPhase)}.get(
+        footprint.name
+    )
     if options is not None and options.precision == "bf16":
         without = [device.name for device in devices if device.peak_flops.get("bf16") is None]
         if without:

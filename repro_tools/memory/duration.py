@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,7 @@ from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.method import Method
 from repro.phases import Phase
-from repro.runinfo import machine
-from repro.runtime import Runtime
+from repro.runtime import Runtime, machine
 from repro_tools.memory.cost import Cost, step_cost
 from repro_tools.memory.devices import Device, find
 from repro_tools.memory.fake import Rehearsal, fake_tensors, networks, reported_as
@@ -82,12 +82,12 @@ def cost_of_phase(phase: Phase, before: Sequence[Phase], config: RunConfig, *, o
         rehearsal = (Rehearsal if on_a_gpu else _OnACPU)(phase, networks(before))
         rehearsal.draw()
         rehearsal(0)
-        parts = [PartCost("step", phase.iterations, step_cost(lambda: rehearsal(1)))]
+        parts = [PartCost("step", phase.steps, step_cost(lambda: rehearsal(1)))]
         parts += [PartCost(one.name, one.times, step_cost(one.run)) for one in others]
         held = [rehearsal.model.state_dict(), rehearsal.optimiser.state_dict()["state"]]
         held += [] if rehearsal.average is None else [rehearsal.average.state_dict()]
         state_bytes = sum(tensor.nbytes for tensor in _tensors(held))
-    precision = phase.options.precision if phase.options.precision == "tf32" else "float32"
+    precision = phase.precision if phase.precision == "tf32" else "float32"
     return PhaseCost(
         phase.name, tuple(parts), precision, state_bytes, shaping(config.model_dump(mode="json"), phase.name)
     )
@@ -101,11 +101,8 @@ class _OnACPU(Rehearsal):
         for group in self.optimiser.param_groups:
             group["foreach"] = None
 
-    def __call__(self, number: int) -> None:
-        batch = {name: column.clone() for name, column in self.minibatch.items()}
-        with self._stepper.autocast():
-            loss = self.phase.loss(self.model, batch)
-        self._stepper.step(loss, number)
+    def differences(self) -> AbstractContextManager:
+        return nullcontext()
 
 
 def cost_of_evaluation(

@@ -24,10 +24,11 @@ from torch._subclasses.fake_tensor import (  # private; the range of torch in wh
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from repro.distributed import World
+from repro import state as states
 from repro.errors import BadInput
-from repro.phases import Phase
-from repro.step import Stepper
+from repro.phases import Networks, Phase, SingleLossPhase
+from repro.runtime import Runtime, World
+from repro.update import Update
 
 CPU = torch.device("cpu")
 FLOAT32_ON_CUDA = re.compile(
@@ -92,42 +93,53 @@ def recurrent_layers_apart() -> Iterator[None]:
 
 
 class Rehearsal:
-    """One phase: after `draw` it does steps when called with their numbers, 0, 1, ...: the trainer's step without data, saving and logging.
+    """One phase with one loss: after `draw` it does steps when called with their numbers, 0, 1, ...: the engine's step without data,
+    saving and logging.
 
     `earlier` are the networks of the phases before (see `networks`). `processes` share the rows of a minibatch; only the first share
     is computed, without exchanging gradients. Two steps are the least that says something: Adam's state exists after the first.
     `device` is another than the CPU only for real tensors, to hold a rehearsal against a GPU.
     """
 
-    def __init__(self, phase: Phase, earlier: Mapping[str, nn.Module], processes: int = 1, device: torch.device = CPU):
+    def __init__(self, phase: Phase, earlier: Mapping[str, Networks], processes: int = 1, device: torch.device = CPU):
+        if not isinstance(phase, SingleLossPhase):
+            raise CannotRehearse(f"phase {phase.name}: not measured: own loop")
         self.phase, self._device, self._earlier, self._processes = phase, device, earlier, processes
-        self.model = phase.make_model() if device == CPU else phase.make_model().to(device)
-        self.optimiser = as_on_a_gpu(phase.make_optimiser(self.model))
-        self._stepper = _Stepper(self.model, self.optimiser, phase.options, device, phase.learning_rate_factor)
-        self.minibatch, self._batch, self._loss = {}, None, None
+        self._state = phase.setup(earlier)
+        states.move(self._state, device)
+        self.model, self.optimiser = self._state.model, as_on_a_gpu(self._state.optimiser)
+        self._update = Update(phase, 0, Runtime(device))
+        self._update.scaler = _Scaler(device.type, enabled=self._update.scaler.is_enabled())
+        self.minibatch: dict[str, Tensor] = {}
 
     def draw(self) -> None:
         """Prepares the phase and draws its minibatch, on the host. Raises BadInput for rows that cannot be shared out equally."""
         rows = self.phase.rehearse(self._earlier)
         self.minibatch = World(0, self._processes).share_of(rows, self.phase.name)
-        self.model.train()
 
     @property
     def average(self) -> nn.Module | None:
         """The moving average of the weights, where the phase keeps one."""
-        return None if self._stepper.result is self.model else self._stepper.result
+        return self._state.average
 
     def __call__(self, number: int) -> None:
-        # What the trainer still holds of the step before is held here too.
-        self._batch = {name: column.to(self._device, copy=True) for name, column in self.minibatch.items()}
-        with self._stepper.autocast(), AsOnAGpu() if self._device == CPU else nullcontext():
-            self._loss = self.phase.loss(self.model, self._batch)
-        self._stepper.step(self._loss, number)
+        batch = {name: column.to(self._device, copy=True) for name, column in self.minibatch.items()}
+        self._update.begin(number)
+        with self.differences():
+            self.phase.train_step(self._state, batch, self._update)
+        self._update.end([])
+
+    def differences(self) -> AbstractContextManager:
+        """Within this context what a GPU does otherwise than this device is done."""
+        return AsOnAGpu() if self._device == CPU else nullcontext()
 
 
-def networks(phases: Sequence[Phase]) -> dict[str, nn.Module]:
+def networks(phases: Sequence[Phase]) -> dict[str, Networks]:
     """The networks of `phases` as finished ones are handed on: in eval mode, frozen."""
-    return {phase.name: phase.make_model().eval().requires_grad_(False) for phase in phases}
+    found: dict[str, Networks] = {}
+    for phase in phases:
+        found[phase.name] = Networks(dict(phase.rebuilt(found))).eval().requires_grad_(False)
+    return found
 
 
 def as_on_a_gpu(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -194,9 +206,3 @@ class _Scaler(torch.amp.GradScaler):
 
     def _maybe_opt_step(self, optimizer, optimizer_state, *arguments, **named):
         return optimizer.step(*arguments, **named)
-
-
-class _Stepper(Stepper):
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self._scaler = _Scaler(self._device.type, enabled=self._scaler.is_enabled())

@@ -128,7 +128,7 @@ def of_phase(
         operations = frozenset(live.operations)
         parts = [_part(live, one) for one in others]
     minibatch = sum(column.nbytes for column in rehearsal.minibatch.values())
-    step = Part("step", phase.iterations, _apart(peak, "minibatch", minibatch))
+    step = Part("step", phase.steps, _apart(peak, "minibatch", minibatch))
     return Footprint(
         phase.name,
         max((len(column) for column in rehearsal.minibatch.values()), default=0),

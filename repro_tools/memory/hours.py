@@ -14,8 +14,7 @@ import torch
 from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.method import Project
-from repro.runinfo import available_host_bytes, machine
-from repro.runtime import Runtime
+from repro.runtime import Runtime, available_host_bytes, machine
 from repro_tools.arguments import hours
 from repro_tools.memory.devices import HERE, Device, called, find
 from repro_tools.memory.duration import (

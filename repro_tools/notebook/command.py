@@ -138,7 +138,7 @@ def plan_session(
         commit=commit or None,
         data_cell=None if data_cell is None else _text(data_cell),
         timing=timing,
-        steps={phase.name: phase.iterations for phase in phases},
+        steps={phase.name: phase.steps for phase in phases},
         parts=(),
         unplanned=None,
         storage={name: size for phase in phases for name, size in phase.storage().items()},

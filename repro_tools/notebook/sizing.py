@@ -167,7 +167,7 @@ def _measured(phase: Phase, config: RunConfig, records: Sequence[dict], device: 
     for record in records:
         if _own(record["config"], phase.name) == own and phase.name in record["wall_s"]:
             step_s, done = step_of(record, phase.name)
-            if is_too_short(done, phase.iterations):
+            if is_too_short(done, phase.steps):
                 short += 1
                 continue
             steps.append(step_s)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Status = Literal["pass", "fail", "open", "not applicable"]
+Status = Literal["pass", "fail", "open", "not measured", "not applicable"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One answer. `text` says what was found; for a check that is not applicable, why. "open" keeps nothing from running, but
-    what runs does not count."""
+    """One answer. `text` says what was found; for a check that is not measured or not applicable, why. "open" keeps nothing from
+    running, but what runs does not count. "not measured" is neither a fault nor a pass."""
 
     check: str
     status: Status
@@ -125,6 +125,9 @@ class Findings:
 
     def left_out(self, check: str, reason: str, phase: str | None = None) -> None:
         self.rows.append(Row(check, "not applicable", reason, self.experiment, phase))
+
+    def not_measured_all(self, checks: Iterable[str], reason: str, phase: str | None = None) -> None:
+        self.rows += [Row(check, "not measured", reason, self.experiment, phase) for check in checks]
 
     def judge(self, check: str, problem: str | None, text: str = "", phase: str | None = None) -> None:
         """Fails with `problem`, or passes with `text` when there is none."""

@@ -26,20 +26,21 @@ import torch
 from repro import arguments
 from repro.config import load
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
-from repro.failure import describe
 from repro.method import Project, find_project
 from repro.pool import gib
-from repro.progress import progress
-from repro.runinfo import git_commit
-from repro.runtime import Runtime
+from repro.run import git_commit
+from repro.runtime import Runtime, progress
 from repro_tools.check.findings import PLACEHOLDER, Finding
+from repro_tools.failure import describe
 from repro_tools.memory import command as memory
 from repro_tools.memory import devices
 from repro_tools.memory.devices import Device
 from repro_tools.memory.footprint import needed
+from repro_tools.own_loop import EXIT_NOT_MEASURED, own_loops
 from repro_tools.placeholders import FEW
 from repro_tools.preflight.checks import CHECKS, Findings, Row, in_order
 from repro_tools.preflight.inspection import Question, inspect
+from repro_tools.preflight.trial import OWN_LOOP
 from repro_tools.probe import probe
 from repro_tools.report.markup import plural
 from repro_tools.spec import load_spec
@@ -83,9 +84,10 @@ def command(options: argparse.Namespace) -> int:
     found += [] if isinstance(device, Device) else [Row("memory", "not applicable", device, name) for name in names]
     found += _here(tasks) if jobs == 1 else _in_processes(tasks, jobs)
     rows, seconds = in_order(found), time.perf_counter() - began
-    failed, left_open = (_count(rows, status) for status in ("fail", "open"))
+    failed, left_open, unmeasured = (_count(rows, status) for status in ("fail", "open", "not measured"))
     if options.json:
         told = {"rows": [asdict(row) | {"fix": row.fix} for row in rows], "failed": failed, "open": left_open}
+        told |= {"not measured": unmeasured}
         print(json.dumps(told | {"seconds": round(seconds, 1), "jobs": jobs}, indent=1))
     else:
         print(
@@ -95,7 +97,9 @@ def command(options: argparse.Namespace) -> int:
                 f"{len(names)} experiment{'s' * (len(names) > 1)}, {seconds:.0f} s, {jobs} at a time",
             )
         )
-    return EXIT_RUN_FAILED if failed else EXIT_OK
+    if failed:
+        return EXIT_RUN_FAILED
+    return EXIT_NOT_MEASURED if unmeasured else EXIT_OK
 
 
 def of_project(project: Project, question: Question) -> list[Row]:
@@ -213,6 +217,11 @@ def of_memory(name: str, device: Device) -> list[Row]:
     except BadInput:
         findings.left_out("memory", "the configuration cannot be used")
         return findings.rows
+    found = own_loops(planned.phases())
+    for phase in found:
+        findings.not_measured_all(["memory"], OWN_LOOP, phase)
+    if found:
+        return findings.rows
     estimated = memory.estimate(planned)
     for failure in estimated.failures:
         findings.failed("memory", failure)
@@ -291,9 +300,11 @@ def page(rows: Sequence[Row], known: Sequence[str], tally: str) -> str:
     for name, check in CHECKS.items():
         own = [row.status for row in rows if row.check == name]
         if own:
-            counts = [str(own.count(status) or "") for status in ("pass", "fail", "open", "not applicable")]
+            counts = [
+                str(own.count(status) or "") for status in ("pass", "fail", "open", "not measured", "not applicable")
+            ]
             lines.append([name, *counts, f"{check.of}: {check.asks}"])
-    text = [table(["check", "pass", "FAIL", "open", "n/a", "passes when"], lines), ""]
+    text = [table(["check", "pass", "FAIL", "open", "not measured", "n/a", "passes when"], lines), ""]
     failed = _merged(rows, "fail", known)
     for check, where, what in failed:
         text += wrapped(f"FAIL  {check}{where}: {what}", "      ") + wrapped(
@@ -302,10 +313,14 @@ def page(rows: Sequence[Row], known: Sequence[str], tally: str) -> str:
     left_open = _merged(rows, "open", known)
     for check, where, what in left_open:
         text += wrapped(f"OPEN  {check}{where}: {what}", "      ")
-    text += [""] * bool(failed or left_open)
+    unmeasured = _merged(rows, "not measured", known)
+    for check, where, what in unmeasured:
+        text += wrapped(f"NOT MEASURED  {check}{where}: {what}", "      ")
+    text += [""] * bool(failed or left_open or unmeasured)
     for check, where, what in _merged(rows, "not applicable", known):
         text += wrapped(f"n/a   {check}{where}: {what}", "      ")
     counts = f"{_count(rows, 'fail')} failed" + (f", {_count(rows, 'open')} open" if left_open else "")
+    counts += f", {_count(rows, 'not measured')} not measured" if unmeasured else ""
     return "\n".join([*text, "", f"{len(rows)} rows, {counts}; {tally}"])
 
 

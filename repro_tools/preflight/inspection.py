@@ -16,17 +16,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from repro.config import RunConfig, flatten, load, validate
+from repro.config import RunConfig, flatten, load, matches, validate
 from repro.errors import BadInput
-from repro.failure import describe
 from repro.method import Evaluation, Project
-from repro.phases import Phase
+from repro.phases import Networks, Phase, SingleLossPhase
 from repro.pool import DISK_SHARE, MEMORY_SHARE, free, gib
 from repro.randomness import seed_global_generators
-from repro.runtime import Runtime, deterministic
-from repro.step import arithmetic, check_precision
+from repro.runtime import Runtime, arithmetic, check_precision, deterministic
+from repro_tools.failure import describe
 from repro_tools.preflight.checks import CHECKS, Findings, Row
-from repro_tools.preflight.trial import STEPS, Signature, Trial, draw, in_words, prepared, signature, try_phases
+from repro_tools.preflight.trial import (
+    STEPS,
+    Signature,
+    Trial,
+    collected,
+    draw,
+    in_words,
+    prepared,
+    signature,
+    try_phases,
+)
 from repro_tools.spec import Spec, check_experiment, load_spec
 from repro_tools.table import listed
 
@@ -138,7 +147,8 @@ def _at(data: dict, place: Sequence[str]) -> dict:
 
 def _tiny(project: Project, experiment: str, config: RunConfig) -> tuple[RunConfig, list[str]]:
     """The configuration at tiny size, and the overrides that make it so."""
-    overrides = [f"phases.*.iterations={STEPS}", *project.tiny(experiment, config)]
+    steps = f"phases.*.iterations={STEPS}"
+    overrides = [steps] * matches(config, steps) + project.tiny(experiment, config)
     try:
         return load(project.config_class(experiment), project.experiments()[experiment], overrides)[0], overrides
     except BadInput as error:
@@ -158,7 +168,7 @@ def _trial(
 
     def of_two_steps(phases: Sequence[Phase]) -> Sequence[Phase]:
         for phase in phases:
-            object.__setattr__(phase, "iterations", STEPS)
+            object.__setattr__(phase, "iterations" if isinstance(phase, SingleLossPhase) else "steps", STEPS)
         return phases
 
     leaves = flatten(config)
@@ -167,16 +177,14 @@ def _trial(
     wide = [f"phases.{name}.batch_size={2 * size}" for name, size in sizes.items()]
     # Twice as many: a configuration may ask for a multiple of something.
     twice = {key: 2 * leaf for key, leaf in leaves.items() if re.fullmatch(r"phases\.[^.]+\.iterations", key)}
-    expected = {phase.name: twice.get(f"phases.{phase.name}.iterations", 2 * phase.iterations) for phase in made()}
+    expected = {phase.name: twice.get(f"phases.{phase.name}.iterations", 2 * phase.steps) for phase in made()}
     longer = made(*(f"{key}={iterations}" for key, iterations in twice.items()))
     return Trial(
         phases=lambda: of_two_steps(made()),
         wider=(lambda: of_two_steps(made(*wide))) if wide else None,
         batch_sizes=sizes,
         ignored_iterations={
-            phase.name: (expected[phase.name], phase.iterations)
-            for phase in longer
-            if phase.iterations != expected[phase.name]
+            phase.name: (expected[phase.name], phase.steps) for phase in longer if phase.steps != expected[phase.name]
         },
         seed=seed,
         runtime=runtime,
@@ -188,7 +196,7 @@ def _machine(full: Sequence[Phase], question: Question, findings: Findings) -> N
     """What the phases at full size say about this machine, the data aside."""
     for number, phase in enumerate(full, start=1):
         try:
-            check_precision(phase.options, phase.name, torch.device("cpu"))
+            check_precision(phase.precision, phase.name, torch.device("cpu"))
             said = phase.check(question.runs / (findings.experiment or "") / "seed-0" / f"{number}-{phase.name}")
             findings.passed("machine", "; ".join(said), phase.name)
         except Exception as error:
@@ -200,7 +208,7 @@ def _data(
     tiny: tuple[RunConfig, list[str]],
     config: RunConfig,
     trial: Trial,
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, Networks],
     signatures: Mapping[str, Signature],
     question: Question,
     findings: Findings,
@@ -226,7 +234,8 @@ def _data(
             if phase.name not in signatures:
                 continue
             before = dict(list(models.items())[:index])
-            batch = draw(prepared(phase, trial, before, "real"), 0, trial.seed)
+            ready = prepared(phase, trial, before, "real")
+            batch = draw(ready, 0, trial.seed, collected(ready, trial, before))
             phase.release()
             if signature(batch) != signatures[phase.name]:
                 expected = in_words(signatures[phase.name])
@@ -246,11 +255,11 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _room(
-    full: Sequence[Phase], models: Mapping[str, nn.Module], trial: Trial, question: Question, findings: Findings
+    full: Sequence[Phase], models: Mapping[str, Networks], trial: Trial, question: Question, findings: Findings
 ) -> None:
     """What a run keeps at its largest moment: every finished network, two states of a running phase, its storage."""
     try:
-        networks = {phase.name: _nbytes(phase, models[phase.name]) for phase in full}
+        networks = {phase.name: _nbytes(phase, models[phase.name], models) for phase in full}
         storage = {phase.name: sum(phase.storage().values()) for phase in full}
     except Exception as error:
         findings.failed("room", describe(error))
@@ -269,18 +278,18 @@ def _room(
         findings.passed("room", found)
 
 
-def _nbytes(phase: Phase, tiny: nn.Module) -> int:
-    """Bytes of the network at full size, made without memory where it can be; else of the one that was tried."""
+def _nbytes(phase: Phase, tiny: Networks, earlier: Mapping[str, Networks]) -> int:
+    """Bytes of the networks at full size, made without memory where they can be; else of those that were tried."""
     try:
         with torch.device("meta"):
-            model = phase.make_model()
+            networks = Networks(dict(phase.rebuilt(earlier)))
     except Exception:
-        model = tiny
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        networks = tiny
+    return sum(tensor.numel() * tensor.element_size() for tensor in networks.state_dict().values())
 
 
 def _evaluation(
-    project: Project, config: RunConfig, spec: Spec, models: Mapping[str, nn.Module], trial: Trial, findings: Findings
+    project: Project, config: RunConfig, spec: Spec, models: Mapping[str, Networks], trial: Trial, findings: Findings
 ) -> None:
     try:
         with _training_modules() as training:
@@ -306,7 +315,7 @@ def _evaluation(
         findings.failed("repetition", f"the second one: {describe(error)}")
 
 
-def _evaluate(project: Project, config: RunConfig, models: Mapping[str, nn.Module], trial: Trial) -> Evaluation:
+def _evaluate(project: Project, config: RunConfig, models: Mapping[str, Networks], trial: Trial) -> Evaluation:
     """One evaluation as a run makes it."""
     for model in models.values():
         model.eval()

@@ -129,7 +129,10 @@ FIELDS = {
 
 
 def read_record(path: Path) -> dict:
-    """One record as it was written. Raises BadInput for a file that is none."""
+    """One record. Its curves are by phase and name, also where version 0.1 wrote the one of the loss by phase.
+
+    Raises BadInput for a file that is none.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         missing = REQUIRED - set(record)
@@ -140,6 +143,9 @@ def read_record(path: Path) -> dict:
                 raise ValueError(f"{key}: {type(record[key]).__name__}, not {expected.__name__}")
     except (ValueError, TypeError, OSError) as error:
         raise BadInput(f"{path}: found no run record ({error}), expected one that `repro run` wrote") from None
+    if "curves" in record:
+        curves = record["curves"].items()
+        record["curves"] = {name: curve if isinstance(curve, dict) else {"loss": curve} for name, curve in curves}
     return record
 
 

@@ -27,11 +27,10 @@ from repro import checkpoint, distributed, run_command, runinfo
 from repro import run as running
 from repro.cli import main
 from repro.config import load
-from repro.distributed import World, world_of_this_process
 from repro.errors import BadInput, Terminated
 from repro.pool import Pool
 from repro.randomness import derive_seed
-from repro.runtime import Runtime
+from repro.runtime import Runtime, World, world_of_this_process
 
 ENDED = "repro: ended by SIGTERM; go on with the same command and --resume\n"
 SMOOTH = {"network": {**UNET, "dropout": 0.0}, "precision": "float32"}

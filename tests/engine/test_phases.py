@@ -9,9 +9,9 @@ from repro import checkpoint
 from repro.cli import main
 from repro.config import Pace, validate
 from repro.errors import BadInput, RunFailed
-from repro.phases import run_phase
+from repro.loop import run_phase
+from repro.phases import PLAIN
 from repro.runtime import Runtime
-from repro.step import PLAIN
 
 CPU = Runtime(torch.device("cpu"))
 

@@ -20,10 +20,9 @@ from repro import pool as pools
 from repro import runinfo
 from repro.cli import main
 from repro.config import load
-from repro.distributed import World
 from repro.errors import BadInput, RunFailed
 from repro.pool import Pool, make_file, place, publish
-from repro.runtime import Runtime
+from repro.runtime import Runtime, World
 
 CPU = torch.device("cpu")
 GIB, MIB = 2**30, 2**20

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
 from toy_project import CONFIG
 
 from repro.errors import RunFailed
-from repro.schedule import cosine, linear, milestones
-from repro.step import PLAIN, Stepper
+from repro.phases import PLAIN, cosine, linear, milestones
+from repro.step import Stepper
 
 STEPS = CONFIG["phases"]["line"]["iterations"]
 FULL = CONFIG["phases"]["line"]["learning_rate"]

@@ -11,9 +11,10 @@ from toy_project import CONFIG
 from repro import checkpoint
 from repro.config import Pace, validate
 from repro.errors import BadInput
-from repro.phases import run_phase
-from repro.runtime import Runtime
-from repro.step import PLAIN, StepOptions, Stepper, arithmetic, check_precision
+from repro.loop import run_phase
+from repro.phases import PLAIN, StepOptions
+from repro.runtime import Runtime, arithmetic, check_precision
+from repro.step import Stepper
 
 CPU = torch.device("cpu")
 STEPS = CONFIG["phases"]["line"]["iterations"]

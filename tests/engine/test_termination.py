@@ -16,11 +16,9 @@ from toy_project import CONFIG
 from repro import checkpoint, phases, run, runinfo
 from repro.cli import main
 from repro.config import Pace, validate
-from repro.distributed import World
-from repro.errors import Terminated
-from repro.phases import run_phase
-from repro.runtime import Runtime
-from repro.termination import termination
+from repro.errors import Terminated, termination
+from repro.loop import run_phase
+from repro.runtime import Runtime, World
 
 LINE = "repro: ended by SIGTERM; go on with the same command and --resume\n"
 

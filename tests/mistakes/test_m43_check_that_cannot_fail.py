@@ -11,7 +11,7 @@ import torch
 from proof import Proof, _call
 from torch import nn
 
-from repro.phases import Phase
+from repro.phases import SingleLossPhase
 from repro.runtime import Runtime
 from repro_tools.preflight import trial
 from repro_tools.preflight.checks import Findings
@@ -27,7 +27,7 @@ def layers():
     return nn.Sequential(*(nn.Linear(4, 4) for _ in range(LAYERS)))
 
 
-class Sound(Phase):
+class Sound(SingleLossPhase):
     """Three layers, all of which are trained."""
 
     name, iterations = "sound", STEPS

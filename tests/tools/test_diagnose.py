@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.diagnose import BUGS, FIELD, SOUND, UNETS, Deep, altered, cases, kinds, page_table, phases_of, rates
 from repro.checkpoint import save
-from repro.phases import Phase
+from repro.phases import Phase, SingleLossPhase
 from repro.randomness import generator
 from repro_tools import cli
 from repro_tools.diagnose.bench import Bench, constants
@@ -35,7 +35,7 @@ IN_THE_KIT = [(bug, *place) for bug, (_, places) in BUGS.items() for place in pl
 UNSEEN = ("learning rate x 100, harmless", "sign of the target wrong")
 
 
-class Plain(Phase):
+class Plain(SingleLossPhase):
     """y = (x_1 x_2, x_1) at a time that says nothing, by a network of one hidden layer."""
 
     name, iterations = "plain", 100

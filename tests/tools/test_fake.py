@@ -9,8 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_models import PLAIN
 from repro.errors import BadInput
-from repro.phases import Phase
-from repro.step import StepOptions
+from repro.phases import SingleLossPhase, StepOptions
 from repro_tools.memory.fake import (
     AsOnAGpu,
     CannotRehearse,
@@ -27,7 +26,7 @@ from repro_tools.memory.storages import REST, LiveStorages
 CLOSE = 0.02
 
 
-class Small(Phase):
+class Small(SingleLossPhase):
     """Convolutions with a normalisation, on 3 x 16 x 16 images."""
 
     name, iterations = "small", 100

@@ -9,8 +9,7 @@ from torch import nn
 from toy_project import CONFIG, SPEC, write_yaml
 
 from repro.method import Method
-from repro.phases import Work
-from repro.step import StepOptions
+from repro.phases import StepOptions, Work
 from repro_tools.cli import main
 from repro_tools.memory import devices, hours
 from repro_tools.memory.devices import DEVICES, Device

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from repro.distributed import World
 from repro.errors import BadInput
 from repro.method import Project
+from repro.runtime import World
 
 
 def names(project: Project, patterns: list[str]) -> list[str]:

@@ -24,8 +24,8 @@ from repro.errors import (
     BadInput,
     RunFailed,
     Terminated,
+    termination,
 )
-from repro.termination import termination
 
 COMMANDS = {
     "list": ("repro.list_command", "the experiments and their phases"),

@@ -12,12 +12,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import repro
 from repro.config import RunConfig, matches
 from repro.errors import BadInput
-from repro.phases import Phase, Work
+from repro.phases import Networks, Phase, Work
 from repro.runtime import Runtime
 
 
@@ -72,12 +72,12 @@ class Method:
 
     name: str
     config: type[RunConfig] | Mapping[str, type[RunConfig]]
-    phases: Callable[[Any, Runtime], Sequence[Phase]]
-    evaluate: Callable[[Any, Mapping[str, nn.Module], int, Runtime], Evaluation]
+    phases: Callable[[Any, Runtime], Sequence[Phase[Any]]]
+    evaluate: Callable[[Any, Mapping[str, Networks], int, Runtime], Evaluation]
     report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str] | str
     probes: Callable[[Any, Runtime], Sequence[Probe]] | str = lambda config, runtime: ()
     tiny: Sequence[str] | Mapping[str, Sequence[str]] = ()
-    evaluation_work: Callable[[Any, Mapping[str, nn.Module], Runtime], Sequence[Work]] = (
+    evaluation_work: Callable[[Any, Mapping[str, Networks], Runtime], Sequence[Work]] = (
         lambda config, models, runtime: ()
     )
     placeholder: str = ""

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from safetensors.torch import save_file
-from torch import nn
 
 from repro.checkpoint import Damaged, flush, previous, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import EXIT_OK, BadInput, Terminated
-from repro.lock import alone_in
+from repro.loop import FINISHED, RUNNING, Curve, PhaseResult, run_phase
 from repro.method import Evaluation, Project
-from repro.phases import RUNNING, Phase, PhaseResult, run_phase
-from repro.progress import progress
+from repro.phases import Networks, Phase
 from repro.randomness import seed_global_generators
-from repro.runinfo import describe, loaded, peak_host_bytes, renewed
-from repro.runtime import Runtime, deterministic
-from repro.step import arithmetic, check_precision
+from repro.runtime import (
+    Runtime,
+    arithmetic,
+    check_precision,
+    deterministic,
+    imported_versions,
+    machine,
+    peak_host_bytes,
+    progress,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 RECORD, CONFIG, SPEC, TENSORS = "record.json", "config.yaml", "spec.yaml", "tensors.safetensors"
 
@@ -115,7 +129,7 @@ def _execute(
     seed: int,
     folder: Path,
     runtime: Runtime,
-    phases: list[Phase],
+    phases: list[Phase[Any]],
     messages: list[str],
     resume: bool,
     resume_phase: int | None,
@@ -132,7 +146,7 @@ def _execute(
     world.barrier()
 
     info, before = describe(plan.project.root, runtime), loaded()
-    with deterministic(runtime.device), arithmetic("float32"):
+    with deterministic(runtime.device, runtime.determinism), arithmetic("float32"):
         results: dict[str, PhaseResult] = {}
         for number, phase in enumerate(phases, start=1):
             try:
@@ -145,7 +159,7 @@ def _execute(
 
 
 def _train(
-    plan: Plan, seed: int, folder: Path, runtime: Runtime, number: int, phase: Phase, results: dict[str, PhaseResult]
+    plan: Plan, seed: int, folder: Path, runtime: Runtime, number: int, phase: Phase[Any], results: dict[str, PhaseResult]
 ) -> None:
     """Adds a phase's result to those before it: trained, or read where it is finished."""
     results[phase.name] = run_phase(
@@ -155,7 +169,7 @@ def _train(
         seed=seed,
         runtime=runtime,
         pace=plan.config.pace,
-        earlier={name: result.model for name, result in results.items()},
+        earlier={name: result.networks for name, result in results.items()},
     )
 
 
@@ -169,7 +183,7 @@ def _evaluate(
     info: dict[str, Any],
     before: frozenset[str],
 ) -> None:
-    models = {name: result.model for name, result in results.items()}
+    models = {name: result.networks for name, result in results.items()}
     evaluation, evaluation_s = measure(plan, seed, models, runtime)
     sweep(folder)
     save_tensors(folder / TENSORS, evaluation)
@@ -188,13 +202,18 @@ def _evaluate(
         "peak_host_mib": round(peak_host_bytes() / 2**20, 1),
         "peak_device_mib": {name: round(result.peak_device_bytes / 2**20, 1) for name, result in results.items()},
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
-        "curves": {
-            name: [(step, float(f"{loss:.6g}")) for step, loss in result.curve] for name, result in results.items()
-        },
+        "curves": {name: _rounded(result.curves) for name, result in results.items()},
     }
     if watched := {name: result.watched for name, result in results.items() if result.watched}:
         record["watched"] = watched
+    if resumed := {name: result.versions for name, result in results.items() if len(result.versions) > 1}:
+        record["resumed_under"] = resumed
     write_record(folder / RECORD, record)
+
+
+def _rounded(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """Six digits: a record is for readers."""
+    return {name: [(step, float(f"{value:.6g}")) for step, value in curve] for name, curve in curves.items()}
 
 
 def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -217,7 +236,7 @@ def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> d
     return fixed | {"spec_sha256": hashlib.sha256(text).hexdigest()}
 
 
-def measure(plan: Plan, seed: int, models: Mapping[str, nn.Module], runtime: Runtime) -> tuple[Evaluation, float]:
+def measure(plan: Plan, seed: int, models: Mapping[str, Networks], runtime: Runtime) -> tuple[Evaluation, float]:
     """What the method's evaluation says of finished networks, and the seconds it took. Writes nothing."""
     began = time.perf_counter()
     seed_global_generators(seed, "evaluate")
@@ -250,8 +269,8 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
     phases = plan.project.method.phases(plan.config, runtime)
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
-        if not (own / "model.safetensors").exists():
-            raise BadInput(f"{own}: found no model.safetensors, expected phase {phase.name} to be finished")
+        if not (own / FINISHED).exists():
+            raise BadInput(f"{own}: found no {FINISHED}, expected phase {phase.name} to be finished")
     results: dict[str, PhaseResult] = {}
     for number, phase in enumerate(phases, start=1):
         _train(plan, seed, folder, runtime, number, phase, results)
@@ -321,14 +340,14 @@ def holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def _check_machine(folder: Path, phases: list[Phase], runtime: Runtime, resume_phase: int | None) -> list[str]:
+def _check_machine(folder: Path, phases: list[Phase[Any]], runtime: Runtime, resume_phase: int | None) -> list[str]:
     """What the phases that are still to run say about this machine. Raises BadInput for what it does not have."""
     messages = []
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
         starts_over = resume_phase is not None and number >= resume_phase
-        if starts_over or not (own / "model.safetensors").exists():
-            check_precision(phase.options, phase.name, runtime.device)
+        if starts_over or not (own / FINISHED).exists():
+            check_precision(phase.precision, phase.name, runtime.device)
             messages += [f"{number} {phase.name}: {line}" for line in phase.check(own)]
     return messages
 
@@ -344,28 +363,28 @@ def _identity(plan: Plan, seed: int) -> dict[str, Any]:
     return {"seed": seed, "config": shaping(plan.config)}
 
 
-def _where(folder: Path, phases: list[Phase]) -> str:
+def _where(folder: Path, phases: list[Phase[Any]]) -> str:
     """At which phase a run goes on, in words."""
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
-        if not (own / "model.safetensors").exists():
+        if not (own / FINISHED).exists():
             saved = (own / RUNNING).exists() or previous(own / RUNNING).exists()
             state = "from its last saved state" if saved else "from its beginning"
             return f"goes on at phase {number} {phase.name}, {state}"
     return "goes on at the evaluation"
 
 
-def _phase_folder(folder: Path, number: int, phase: Phase) -> Path:
+def _phase_folder(folder: Path, number: int, phase: Phase[Any]) -> Path:
     return folder / f"{number}-{phase.name}"
 
 
-def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, resume_phase: int | None) -> None:
+def _check_folder(plan: Plan, folder: Path, phases: list[Phase[Any]], resume: bool, resume_phase: int | None) -> None:
     if resume_phase is not None:
         if not 1 <= resume_phase <= len(phases):
             names = ", ".join(f"{number} {phase.name}" for number, phase in enumerate(phases, start=1))
             raise BadInput(f"--resume-phase: found {resume_phase}, expected one of: {names}")
         for number, phase in enumerate(phases[: resume_phase - 1], start=1):
-            needed = _phase_folder(folder, number, phase) / "model.safetensors"
+            needed = _phase_folder(folder, number, phase) / FINISHED
             if not needed.exists():
                 raise BadInput(
                     f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} ({phase.name}) to be finished"
@@ -387,7 +406,7 @@ def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, r
         )
 
 
-def _set_aside(folder: Path, phases: list[Phase], first: int) -> None:
+def _set_aside(folder: Path, phases: list[Phase[Any]], first: int) -> None:
     """Moves what phase `first` and the later ones left behind out of the way. Nothing is deleted."""
     archive = next_archive(folder)
     old = [_phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first]
@@ -421,3 +440,76 @@ def _write_bytes(path: Path, content: bytes) -> None:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within this block no other process of this machine is in one for the same folder. Raises BadInput when another one is.
+
+    Where the system or the file system knows no such lock, none is taken.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"{folder}: found another process at work on this run, expected none; wait until it has ended, or stop it"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def describe(root: Path, runtime: Runtime) -> dict[str, Any]:
+    """Plain data about this process: command, commit, versions, machine, start time."""
+    return {
+        "command": " ".join(["repro", *sys.argv[1:]]),
+        "commit": _commit_of_this_process(root),
+        "versions": _versions(),
+        "machine": machine(runtime.device),
+        "processes": runtime.world.size,
+        "determinism": runtime.determinism,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@functools.cache
+def _commit_of_this_process(root: Path) -> str:
+    """As it was at the first of several seeds: the code was read before, and somebody may commit while they run."""
+    return git_commit(root)
+
+
+def loaded() -> frozenset[str]:
+    """The names of all packages of which this process has imported something."""
+    return frozenset(name.partition(".")[0] for name in sys.modules)
+
+
+def renewed(info: dict[str, Any], before: frozenset[str]) -> dict[str, Any]:
+    """`info` with the versions of what was imported since `before` was all that was loaded: a data set's reader, a metric."""
+    return info if loaded() <= before else info | {"versions": _versions()}
+
+
+def git_commit(root: Path) -> str:
+    """The commit of the code, with "+changes" when tracked files differ from it, "none" outside a repository."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return "none"
+    return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **imported_versions()}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

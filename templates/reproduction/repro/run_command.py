@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from repro import arguments
-from repro.distributed import world_of_this_process
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.method import find_project
-from repro.progress import say
 from repro.run import RECORD, Plan, execute, execute_many, holds_run, plan, run_folder
-from repro.runtime import Runtime
+from repro.runtime import Runtime, say, world_of_this_process
 
 LINE = 120
 """The longest line about a finished run, in signs."""

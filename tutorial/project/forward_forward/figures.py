@@ -59,7 +59,7 @@ def loss_curves(records: Sequence[Mapping]) -> plt.Figure:
     figure, row = plt.subplots(1, len(phases), figsize=(4 * len(phases), 3), layout="constrained", squeeze=False)
     for axes, phase in zip(row[0], phases, strict=True):
         for record in records:
-            axes.plot(*zip(*record["curves"][phase], strict=True), label=f"seed {record['seed']}", linewidth=1)
+            axes.plot(*zip(*record["curves"][phase]["loss"], strict=True), label=f"seed {record['seed']}", linewidth=1)
         axes.set(title=phase, xlabel="step", ylabel="loss", yscale="log")
     row[0][0].legend()
     return figure

@@ -6,9 +6,10 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+import repro
 from repro.errors import BadInput, RunFailed
 
-KIT = Path(__file__).parent
+KIT = (Path(__file__).parent, Path(repro.__file__).parent)
 LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 LONGEST = 300
 
@@ -45,7 +46,7 @@ def _is_users(path: Path) -> bool:
         return False
     path = path.absolute()
     return not (
-        path.is_relative_to(KIT)
+        any(path.is_relative_to(folder) for folder in KIT)
         or any(path.is_relative_to(folder) for folder in LIBRARIES)
         or {"site-packages", "dist-packages"} & set(path.parts)
     )
