@@ -53,9 +53,9 @@ POOLS = {
 
 
 def phases_of(experiment: str) -> list[Phase]:
-    """Fresh phases of `toy` (tests/kit), `line` (the kit's page), or an experiment of the reference implementation."""
+    """Fresh phases of `toy` (tests/toy_method.py), `line` (the kit's page), or an experiment of the reference implementation."""
     if experiment == "toy":
-        sys.path.insert(0, str(ROOT / "tests/kit"))
+        sys.path.insert(0, str(ROOT / "tests"))
         import toy_method
         import toy_project
 

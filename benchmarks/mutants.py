@@ -4,7 +4,7 @@
     python -m benchmarks.mutants FOLDER      a quarter of an hour on one core; an interrupted run goes on
     python -m benchmarks.mutants --page      write the table of refs/coverage.md from the results, measure nothing
 
-mutmut knows packages only at the root of a project. So this copies the repository into FOLDER, puts `repro` and `nsgf` at its root and links to
+mutmut knows packages only at the root of a project. So this copies the repository into FOLDER, puts `repro` and `nsgf` at its root beside `repro_tools` and links to
 them from where they were. Results go to benchmarks/results/mutants.json, with every mutant that survived.
 """
 
@@ -30,18 +30,18 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/mutants.json"
 PAGE = ROOT / "refs/coverage.md"
 MARKS = ("<!-- measured:mutmut -->", "<!-- /measured:mutmut -->")
-PACKAGES = {"repro": "templates/reproduction/repro", "nsgf": "reference_impl/nsgf"}
+PACKAGES = {"repro": "templates/reproduction/repro", "nsgf": "reference_impl/nsgf", "repro_tools": "repro_tools"}
 
 MODULES = (
     "nsgf/sinkhorn.py", "nsgf/flow.py", "nsgf/metrics.py", "nsgf/sample.py", "repro/pool.py", "repro/step.py",
-    "repro/randomness.py", "repro/report/judge.py", "repro/report/statistics.py",
+    "repro/randomness.py", "repro_tools/report/judge.py", "repro_tools/report/statistics.py",
 )  # fmt: skip
 """What a wrong character in would make a result wrong without an error."""
 
 TESTS = (
     "tests/nsgf/test_sinkhorn.py", "tests/nsgf/test_flow.py", "tests/nsgf/test_metrics.py", "tests/nsgf/test_frechet.py",
-    "tests/nsgf/test_sample.py", "tests/kit/test_pool.py", "tests/kit/test_pool_storage.py", "tests/kit/test_step.py",
-    "tests/kit/test_randomness.py", "tests/kit/test_statistics.py", "tests/kit/test_report.py",
+    "tests/nsgf/test_sample.py", "tests/engine/test_pool.py", "tests/engine/test_pool_storage.py", "tests/engine/test_step.py",
+    "tests/engine/test_randomness.py", "tests/tools/test_statistics.py", "tests/tools/test_report.py",
 )  # fmt: skip
 MISTAKES = ["01", "02", "12", "13", "15", "16", "17", "18", "19", "20", "21", "22", "23", "24", "25"]
 """The entries that are about these modules and take seconds; all of them would take hours."""
@@ -54,6 +54,8 @@ def lay_out(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     for package, place in PACKAGES.items():
+        if package == place:
+            continue
         shutil.move(folder / place, folder / package)
         (folder / place).symlink_to(os.path.relpath(folder / package, (folder / place).parent))
     proofs = [str(path.relative_to(folder)) for n in MISTAKES for path in folder.glob(f"tests/mistakes/test_m{n}_*.py")]

@@ -31,7 +31,7 @@ from pygments.util import ClassNotFound
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE_SUFFIXES = {".py", ".yaml", ".yml", ".toml", ".jinja"}
-BASES = ("", "templates/reproduction/", "reference_impl/", "templates/reproduction/repro/")
+BASES = ("", "templates/reproduction/", "reference_impl/", "templates/reproduction/repro/", "repro_tools/")
 """Where a file that a page names may lie: the pages write `repro/phases.py` and `nsgf/flow.py`, as one imports them, and `report/judge.py`."""
 
 PASSED_OVER = r"<pre\b.*?</pre>|<a\b.*?</a>|<script\b.*?</script>|<title>.*?</title>"
@@ -225,11 +225,12 @@ def code_page(path: str) -> str:
 
 
 def tests_of(path: str) -> list[str]:
-    """The test files that import a module of the kit or of the reference implementation."""
-    base = next((base for base in BASES[1:3] if path.startswith(base)), None)
-    if base is None or not path.endswith(".py"):
+    """The test files that import a module of the engine, of the tools or of the reference implementation."""
+    tops = {"templates/reproduction/repro/": BASES[1], "reference_impl/": BASES[2], "repro_tools/": ""}
+    top = next((top for top in tops if path.startswith(top)), None)
+    if top is None or not path.endswith(".py"):
         return []
-    module = path.removeprefix(base).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    module = path.removeprefix(tops[top]).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     return [test for test, imported in _imports().items() if module in imported]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nsgf.config import ImageConfig, PointConfig
 from nsgf.evaluate import evaluate
 from nsgf.evaluation_work import evaluation_work
-from nsgf.figures import report_sections
 from nsgf.phases import make_phases
 from nsgf.probes import probes
 from repro.method import Method
@@ -43,7 +42,7 @@ METHOD = Method(
     {"2d-*": PointConfig, "*": ImageConfig},
     make_phases,
     evaluate,
-    report_sections,
+    "nsgf.figures:report_sections",
     probes=probes,
     tiny={"2d-*": TINY_POINTS, "digits": TINY_IMAGES, "mnist-reduced": TINY_IMAGES, "*": TINY_LARGE_IMAGES},
     evaluation_work=evaluation_work,

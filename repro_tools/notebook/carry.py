@@ -1,6 +1,6 @@
 """Runs carried from one session to the next: one archive with a manifest, held against its checksums byte by byte.
 
-Imports nothing but Python's library and two small modules of the kit: a notebook's own process uses it, and must not wait for PyTorch.
+Imports nothing but Python's library and a small module of the engine: a notebook's own process uses it, and must not wait for PyTorch.
 """
 
 from __future__ import annotations

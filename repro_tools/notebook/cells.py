@@ -1,8 +1,10 @@
-"""The cells of a session's notebook. What they do is in `repro_tools.notebook.session`; what they say is what `Session` was given."""
+"""The cells of a session's notebook. What they do is in `repro_tools.notebook.session`, whose text the notebook carries: where it runs there
+are only the engine and the method. What they say is what `Session` was given."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import math
 import os
@@ -19,6 +21,8 @@ from repro.method import Project
 from repro.run import Plan
 from repro_tools.memory.measured import LEAST_STEPS
 from repro_tools.memory.words import count, in_hours, in_words
+from repro_tools.notebook import carry
+from repro_tools.notebook import session as session_module
 from repro_tools.notebook.platforms import Platform
 from repro_tools.notebook.requirements import declared, imports_beyond_the_kit, requirements
 from repro_tools.notebook.session import GRACE_S
@@ -93,6 +97,7 @@ def cells(session: Session) -> list[tuple[str, str, str]]:
         ("before", "markdown", _before(session)),
         ("settings", "code", _settings(session)),
         ("code", "code", _code(session)),
+        ("helpers", "code", _helpers()),
         ("environment", "code", _environment(session)),
         ("data", "code", _data(session)),
         ("restore", "code", "session.restore(ARCHIVE.name, INPUTS, RUNS)"),
@@ -100,7 +105,7 @@ def cells(session: Session) -> list[tuple[str, str, str]]:
         ("run", "code", _run(session)),
         ("progress", "code", "session.show_progress(RUNS)"),
         ("pack", "code", "session.pack(RUNS, ARCHIVE)"),
-        ("report", "code", _report(session)),
+        ("results", "code", _results(session)),
     ]
     if session.platform.mount:
         found.insert(2, ("mount", "code", session.platform.mount))
@@ -160,7 +165,9 @@ def _about(session: Session) -> str:
 def _plan_table(session: Session) -> str:
     if session.unplanned:
         changed = "".join(f" --set {shlex.quote(one)}" for one in session.overrides)
-        again = f"python -m repro notebook {session.plan.experiment} --platform {session.platform.name}{changed} --runs runs/timing"
+        again = (
+            f"repro notebook {session.plan.experiment} --platform {session.platform.name}{changed} --runs runs/timing"
+        )
         measure = (
             f"python -m repro run {session.plan.experiment}{changed} --train-iters {LEAST_STEPS} --runs runs/timing"
         )
@@ -220,13 +227,13 @@ def _before(session: Session) -> str:
         )
     lines.insert(
         0,
-        f"Once, on any machine, without a GPU: `python -m repro preflight {name}` and `python -m repro memory {name} --on {session.platform.device}`.",
+        f"Once, on any machine, without a GPU: `repro preflight {name}` and `repro memory {name} --on {session.platform.device}`.",
     )
     project = session.plan.project
     if declared(_pyproject(project)) is None and (found := imports_beyond_the_kit(project_folder(project))):
         lines.append(
             f"Once: the project imports {', '.join(f'`{one}`' for one in found)}, and its pyproject.toml declares no `dependencies`: "
-            "declare there what the platform lacks, and write this notebook anew. The cell below installs what the kit needs only."
+            "declare there what the platform lacks, and write this notebook anew. The cell below installs what the engine needs only."
         )
     return "## Before\n\n" + "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
 
@@ -251,12 +258,29 @@ WORK.mkdir(parents=True, exist_ok=True)
 
 
 def _code(session: Session) -> str:
-    """Brings the project, and with it the kit: before it is there, there is only Python."""
+    """Brings the project, and with it the engine: before it is there, there is only Python."""
     paths = ", ".join("CODE" if path == "." else f"CODE / {path!r}" for path in _kit(session.plan.project))
     return f"""
 {_clone(session) if "://" in session.source else _unpack(session)}
 PATHS = [{paths}]
 sys.path[:0] = [str(path) for path in PATHS]
+"""
+
+
+def _helpers() -> str:
+    """Writes the modules that the other cells call, as they are now."""
+    texts = "\n".join(
+        f"HELPERS.joinpath({one.__name__.rpartition('.')[2] + '.py'!r}).write_text(r'''{inspect.getsource(one)}''', encoding=\"utf-8\")"
+        for one in (carry, session_module)
+    )
+    return f"""
+# What the cells below call, so that neither the tools nor anything else is installed for it. Nothing here is to be changed.
+HELPERS = WORK / "helpers" / "repro_tools" / "notebook"
+HELPERS.mkdir(parents=True, exist_ok=True)
+for package in (HELPERS.parent, HELPERS):
+    package.joinpath("__init__.py").touch()
+{texts}
+sys.path.insert(0, str(HELPERS.parents[1]))
 from repro_tools.notebook import session
 """
 
@@ -331,10 +355,10 @@ state = session.run(command, CODE, RUNS, ARCHIVE, paths=PATHS, every_s={PACK_EVE
 """
 
 
-def _report(session: Session) -> str:
+def _results(session: Session) -> str:
     return f"""
 if state == session.FINISHED:
-    session.report(CODE, RUNS, OUTPUT / "report", PATHS)
+    session.show_results(RUNS, ARCHIVE)
 else:
     print(state, "- next:", {session.platform.next_session!r})
 """
@@ -355,7 +379,7 @@ def _pyproject(project: Project) -> dict[str, Any]:
 
 
 def _kit(project: Project) -> list[str]:
-    """Where Python finds the kit and the method, from the folder of pyproject.toml: usually there itself."""
+    """Where Python finds the engine and the method, from the folder of pyproject.toml: usually there itself."""
     root = project_folder(project)
     kit = Path(repro.__file__).resolve().parents[1]
     found = [kit, project.root.resolve()]

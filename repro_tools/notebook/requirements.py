@@ -10,36 +10,40 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-REQUIREMENTS = ("torch", "numpy", "scipy", "pydantic", "pyyaml", "safetensors", "tqdm")
-"""What the kit needs."""
+REQUIREMENTS = ("torch", "numpy", "pydantic", "pyyaml", "safetensors", "tqdm")
+"""What the engine needs."""
 
 IMPORTED_AS = {"pyyaml": "yaml"}
 """Of these, the names that differ in an import."""
 
-PASSED_OVER = {"repro", "tests", "build", "dist", "node_modules", "__pycache__", "runs"}
+PASSED_OVER = {"repro", "repro_tools", "tests", "build", "dist", "node_modules", "__pycache__", "runs"}
 """Folders without code of the project that a run needs, beside hidden ones and virtual environments."""
 
 
 def declared(pyproject: Mapping[str, Any]) -> list[str] | None:
-    """The `dependencies` of a pyproject.toml; None where it declares none."""
-    found = pyproject.get("project", {}).get("dependencies")
+    """The `dependencies` of a pyproject.toml, or the extra that `extra` in its table tool.repro names; None where it declares none.
+
+    A repository that holds more than one project has other dependencies than a run of this one.
+    """
+    project, extra = pyproject.get("project", {}), pyproject.get("tool", {}).get("repro", {}).get("extra")
+    found = project.get("dependencies") if extra is None else project.get("optional-dependencies", {}).get(extra)
     return None if found is None else list(found)
 
 
 def requirements(pyproject: Mapping[str, Any]) -> list[str]:
-    """What the kit needs and what the project declares, which is the more exact where both name a package."""
+    """What the engine needs and what the project declares, which is the more exact where both name a package."""
     own = declared(pyproject) or []
     named = {_name(one) for one in own}
     return [*own, *(one for one in REQUIREMENTS if one not in named)]
 
 
 def imports_beyond_the_kit(folder: Path) -> list[str]:
-    """Top-level modules that the .py files in `folder` import, and that are neither Python's, nor the kit's, nor the project's own.
+    """Top-level modules that the .py files in `folder` import, and that are neither Python's, nor the engine's, nor the project's own.
 
     Nothing is executed; a file that is no Python is passed over.
     """
     files = list(_files(folder))
-    own = {"repro", *(path.stem for path in files), *(path.parent.name for path in files)}
+    own = {"repro", "repro_tools", *(path.stem for path in files), *(path.parent.name for path in files)}
     known = own | set(sys.stdlib_module_names) | {IMPORTED_AS.get(one, one) for one in REQUIREMENTS}
     return sorted({name for path in files for name in _imports(path)} - known)
 

@@ -1,6 +1,7 @@
-"""What the cells of a session's notebook do (`repro notebook` writes them): machine, libraries, the run, its progress, the report.
+"""What the cells of a session's notebook do (`repro notebook` writes them): machine, libraries, the run, its progress, what it gave.
 
-Runs in the notebook's own process, which takes no device memory: PyTorch is asked in a process of its own.
+The notebook carries this file and `carry`: where it runs there are only the engine and the method. It runs in the notebook's own process,
+which takes no device memory: PyTorch is asked in a process of its own.
 """
 
 from __future__ import annotations
@@ -172,16 +173,14 @@ def restore(name: str, places: Sequence[Path], runs: Path) -> None:
         raise SystemExit(f"repro: {error}\nTo begin anew on purpose, detach or delete these archives.") from None
 
 
-def report(folder: Path, runs: Path, out: Path, paths: Sequence[Path] = ()) -> None:
-    """Judges every claim and shows the page with its figures."""
-    if do([sys.executable, "-m", "repro", "report", "--runs", runs, "--out", out], folder, paths):
-        return
-    from IPython.display import Image, Markdown, display
-
-    display(Markdown((out / "README.md").read_text(encoding="utf-8")))
-    for figure in sorted(out.rglob("*.png")):
-        print(figure.name)
-        display(Image(filename=str(figure)))
+def show_results(runs: Path, archive: Path) -> None:
+    """The metrics of every finished run, and how they are judged at home: the specification and the tools are there."""
+    for path in sorted(runs.glob("*/seed-*/record.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        print(f"{record['experiment']} seed {record['seed']}")
+        for name, value in record["metrics"].items():
+            print(f"  {name} {value:.6g}")
+    print(f"next, in the project at home: mkdir -p runs && tar -xf {archive.name} -C runs && repro report")
 
 
 def _start(command: Sequence[str | Path], folder: Path, paths: Sequence[Path]) -> subprocess.Popen:

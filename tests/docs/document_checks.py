@@ -125,7 +125,7 @@ def repro_commands(text: str) -> list[list[str]]:
     for words in commands(text):
         for place, word in enumerate(words):
             before = words[:place]
-            if Path(word).name == "repro" and (before in ([], ["srun"]) or before[-1] == "-m"):
+            if Path(word).name in ("repro", "repro_tools") and (before in ([], ["srun"]) or before[-1] == "-m"):
                 found.append([*takewhile(lambda word: not set(word) <= set("<>"), words[place + 1 :])])
                 break
     return [words for words in found if words]
@@ -196,7 +196,9 @@ def missing_paths(text: str, exists: Callable[[str], bool]) -> list[str]:
     """Files of this repository named in code font that are not there. `*` may stand for several."""
     prose = re.sub(r"^\s*```.*?^\s*```\s*$", "", text, flags=re.MULTILINE | re.DOTALL)
     problems = []
-    for name in re.findall(r"`((?:reference_impl|templates|tests|benchmarks|refs|repro)/[\w./*-]*)`", prose):
+    for name in re.findall(
+        r"`((?:reference_impl|templates|tests|benchmarks|refs|repro|repro_tools)/[\w./*-]*)`", prose
+    ):
         if "NN" in name or name.startswith(MADE_BY_THE_READER):  # a pattern for new files; made later
             continue
         path = f"templates/reproduction/{name}" if name.startswith("repro/") else name

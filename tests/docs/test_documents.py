@@ -37,8 +37,8 @@ from repro import arguments
 from repro.config import flatten, read_yaml
 from repro.errors import BadInput
 from repro.method import find_project
-from repro.run import plan
 from repro_tools import cli
+from repro_tools.gate import checked_plan
 
 ROOT = Path(__file__).parents[2]
 REFS = sorted((ROOT / "refs").glob("*.md"))
@@ -63,7 +63,7 @@ def read_repository(path: str) -> str | None:
 @cache
 def repro_help(command: str) -> str | None:
     done = subprocess.run(
-        [sys.executable, "-m", "repro", command, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
+        [sys.executable, "-m", "repro_tools", command, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
     return done.stdout if done.returncode == 0 else None
 
@@ -77,7 +77,7 @@ def refusal(words: list[str]) -> str | None:
         project = find_project(ROOT)
         overrides = arguments.overrides(options) if hasattr(options, "overrides") else []
         for name in arguments.names(project, getattr(options, "experiments", [])):
-            plan(project, name, overrides)
+            checked_plan(project, name, overrides)
     except BadInput as error:
         return error.problems[-1]
     except SystemExit as end:

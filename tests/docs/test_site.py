@@ -124,7 +124,7 @@ def test_code_that_a_page_names_is_shown_and_linked(site):
     code = html.unescape(re.sub(r"<[^>]+>", "", re.search(r"<pre>(.*)</pre>", shown, re.DOTALL)[1]))
     lines = [re.sub(r"^ *\d+", "", line) for line in code.splitlines()]
     assert lines == (ROOT / "templates/reproduction/repro/phases.py").read_text(encoding="utf-8").splitlines()
-    assert "../refs/phases.html" in shown and "tests/kit/test_phases.py.html" in shown
+    assert "../refs/phases.html" in shown and "tests/engine/test_phases.py.html" in shown
 
 
 def test_every_page_of_the_navigation_is_built(site):

@@ -109,7 +109,7 @@ def test_copier_renders_a_green_project_from_an_installed_skill(installed, tmp_p
     project = tmp_path / "my-paper"
     rendered = run("copier", "copy", "--defaults", "--quiet", str(installed), str(project), cwd=tmp_path)
     assert rendered.returncode == 0, rendered.stderr
-    flight = run("repro", "preflight", cwd=project)
+    flight = run("repro_tools", "preflight", cwd=project)
     assert flight.returncode == EXIT_OK, flight.stdout + flight.stderr
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from repro import cli, lock
+from repro import lock
 from repro.errors import EXIT_BAD_INPUT, EXIT_OK, BadInput
+from repro_tools import cli
 
 RUN = ["run", "toy", "--seeds", "0", "--device", "cpu"]
 HOLDS = "import sys; from pathlib import Path; from repro.lock import alone_in\nwith alone_in(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"

@@ -2,7 +2,7 @@
 
 The storages that a Sinkhorn velocity makes are counted. Both implementations hold a few N x D copies and a few N x N matrices at a time, far
 below what was believed, and none ever makes a tensor of N x N x D elements. `repro memory` says so before a run. The ways to get the
-estimate itself wrong (one step, no `foreach`, a graph that is kept) are planted in tests/kit/test_fake.py.
+estimate itself wrong (one step, no `foreach`, a graph that is kept) are planted in tests/tools/test_fake.py.
 """
 
 import re

@@ -45,7 +45,7 @@ def render(template: Path, destination: Path, **answers) -> Path:
 
 
 def in_project(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """`python ...` in a project, with one thread and the project's own kit."""
+    """`python ...` in a project, with one thread and the project's own engine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=project, capture_output=True, text=True, env=environment, timeout=300

@@ -55,7 +55,7 @@ def test_several_experiments_of_odd_shapes_are_green(project, preset):
     made = project(
         preset=preset, experiments=shapes, package="zebra_method", metric="m.x", value=0.0, level="conceptual"
     )
-    done = in_project(made, "-m", "repro", "preflight")
+    done = in_project(made, "-m", "repro_tools", "preflight")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -179,7 +179,7 @@ def test_the_page_names_the_devices_to_choose_from():
 def test_a_project_may_be_for_the_machine_at_hand(project):
     made = project(device=HERE)
     assert load_spec(made / "spec.yaml").budget.device == HERE
-    done = in_project(made, "-m", "repro", "preflight")
+    done = in_project(made, "-m", "repro_tools", "preflight")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the device is this machine" in done.stdout or torch.cuda.is_available()
 

@@ -34,7 +34,7 @@ def broken(toys):
 
 
 def failed_rows(project):
-    done = in_project(project, "-m", "repro", "preflight", "--json")
+    done = in_project(project, "-m", "repro_tools", "preflight", "--json")
     assert done.stdout, done.stderr
     return {row["check"]: row["text"] for row in json.loads(done.stdout)["rows"] if row["status"] == "fail"}
 
@@ -120,7 +120,7 @@ def test_the_projects_own_tests_bite_too(broken):
 )  # fmt: skip
 def test_spec_and_configuration_that_part_are_a_fault(broken, name, before, after, told):
     project = broken("generic", name, before, after)
-    done = in_project(project, "-m", "repro", "check")
+    done = in_project(project, "-m", "repro_tools", "check")
     assert done.returncode in (1, 2)
     assert told in done.stdout + done.stderr
     assert {"spec", "configuration"} & set(failed_rows(project))
@@ -128,7 +128,7 @@ def test_spec_and_configuration_that_part_are_a_fault(broken, name, before, afte
 
 def test_a_run_with_placeholders_says_so_and_a_number_that_is_missing_stops_it(broken):
     project = broken("generic", "spec.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1, 2]")
-    dry = ("-m", "repro", "run", "main", "--dry-run")
+    dry = ("-m", "repro_tools", "run", "main", "--dry-run")
     done = in_project(project, *dry)
     assert done.returncode == 0
     assert "no verdict can come of this run" in done.stderr
@@ -174,10 +174,10 @@ def test_a_verdict_comes_when_nothing_is_left_to_fill_in(template, tmp_path):
     method.write_text("\n".join(line for line in method.read_text().splitlines() if "placeholder=" not in line) + "\n")
     config = project / "configs/main.yaml"
     config.write_text(config.read_text().replace("# FILL IN with the paper's values.", "# The paper's values."))
-    done = in_project(project, "-m", "repro", "check")
+    done = in_project(project, "-m", "repro_tools", "check")
     assert "to fill in" not in done.stdout
     for command in (["run", "main", "--seeds", "0", "1", "2"], ["report"]):
-        done = in_project(project, "-m", "repro", *command)
+        done = in_project(project, "-m", "repro_tools", *command)
         assert done.returncode == 0, done.stderr
     (claim,) = json.loads((project / "reports/results.json").read_text())["claims"]
     assert claim["verdict"] in ("reproduced", "close", "not reproduced")

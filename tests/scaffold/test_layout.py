@@ -42,5 +42,5 @@ def test_modules_enter_by_the_same_functions_with_the_same_parameters(template, 
 def test_the_spec_has_the_same_parts_and_lacks_nothing_but_what_is_to_be_filled_in(template, tmp_path):
     project = render(template, tmp_path / "my-paper")
     assert set(read_yaml(project / "spec.yaml")) == set(read_yaml(REFERENCE / "spec.yaml"))
-    findings = json.loads(in_project(project, "-m", "repro", "check", "--json").stdout)["findings"]
+    findings = json.loads(in_project(project, "-m", "repro_tools", "check", "--json").stdout)["findings"]
     assert {finding["kind"] for finding in findings} == {"to fill in"}

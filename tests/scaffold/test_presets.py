@@ -94,13 +94,13 @@ def test_installed_it_passes_its_own_tests_and_its_preflight(rendered, tmp_path)
     _, project = rendered
     venv.create(tmp_path / "venv", with_pip=False)
     own = tmp_path / "venv" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
-    (own / "libraries.pth").write_text(sysconfig.get_path("purelib"))
-    python, repro = (tmp_path / "venv" / "bin" / name for name in ("python", "repro"))
+    (own / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")  # and the tools
+    python = tmp_path / "venv" / "bin" / "python"
     install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", "."]
     for command in (
         [python, "-m", "pip", *install],
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        [repro, "preflight"],
+        [python, "-m", "repro_tools", "preflight"],
     ):
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -110,7 +110,7 @@ def test_installed_it_passes_its_own_tests_and_its_preflight(rendered, tmp_path)
 def test_a_full_run_of_the_toy_earns_no_verdict(rendered):
     _, project = rendered
     for command in (["run", "*", "--seeds", "0", "1", "2"], ["report", "--note", "--checklist", "--html"]):
-        done = in_project(project, "-m", "repro", *command)
+        done = in_project(project, "-m", "repro_tools", *command)
         assert done.returncode == 0, done.stderr
     claims = json.loads((project / "reports/results.json").read_text())["claims"]
     assert {(claim["verdict"], "to be filled in" in claim["reason"]) for claim in claims} == {("inconclusive", True)}

@@ -33,9 +33,9 @@ def written(step):
 
 
 def run(project, line):
-    """What a line of the page prints. `repro` is the project's own kit."""
+    """What a line of the page prints. `repro` is the tools on the project's own engine."""
     words = {
-        "repro": [sys.executable, "-m", "repro"],
+        "repro": [sys.executable, "-m", "repro_tools"],
         "pytest": [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
     }
     command, _, fails = line.partition(" || ")

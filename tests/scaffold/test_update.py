@@ -73,11 +73,11 @@ def test_after_an_update_the_project_is_green(worked_on):
     append(template / KIT_FILE, "LATER = True\n")
     committed(template, "later")
     update(project)
-    done = in_project(project, "-m", "repro", "preflight", "--json")
+    done = in_project(project, "-m", "repro_tools", "preflight", "--json")
     faults = [line for line in done.stdout.splitlines() if '"status": "fail"' in line]
     assert len(faults) == 1, done.stdout  # the row about changes that are not committed yet
     committed(project, "updated")
-    assert in_project(project, "-m", "repro", "preflight").returncode == 0
+    assert in_project(project, "-m", "repro_tools", "preflight").returncode == 0
 
 
 def test_a_file_of_the_kit_that_the_template_drops_goes_from_the_project(worked_on):

@@ -31,9 +31,9 @@ from repro_tools.notebook.command import plan_session
 from repro_tools.notebook.platforms import PLATFORMS
 from repro_tools.notebook.sizing import EVALUATION, Timing, schedule, timings
 
-TESTS = Path(__file__).parent
-KIT = TESTS.parents[1] / "templates" / "reproduction" / "repro"
-REFERENCE = TESTS.parents[1] / "reference_impl"
+TESTS = Path(__file__).parents[1]
+ENGINE = TESTS.parent / "templates" / "reproduction" / "repro"
+REFERENCE = TESTS.parent / "reference_impl"
 
 WAITS = '''
 
@@ -80,7 +80,7 @@ class World:
         )
         copy = root / "copy"
         shutil.copytree(project, copy)
-        shutil.copytree(KIT, copy / "repro", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ENGINE, copy / "repro", ignore=shutil.ignore_patterns("__pycache__"))
         (copy / "toy_method.py").write_text((TESTS / "toy_method.py").read_text() + WAITS)
         (self.inputs / "uploaded").mkdir(parents=True)
         shutil.make_archive(str(self.inputs / "uploaded" / "toy"), "zip", copy)
@@ -134,12 +134,14 @@ def test_two_sessions_end_in_the_bits_of_one_run(world, project, tmp_path, monke
     assert "this is the first session" in first["restore"]
     assert "exit code 124: not finished; the state is saved, run the next session" in first["run"]
     assert "toy seed-0  1-line: step 6 of 12" in first["progress"] and "every checksum held" in first["pack"]
-    assert first["report"].startswith("not finished - next: add the output of this version as input")
+    assert first["results"].startswith("not finished - next: add the output of this version as input")
     world.carry_over()
     second = world.session()
     assert "restored " in second["restore"]
     assert "goes on at phase 1 line, from its last saved state" in second["run"]
-    assert "exit code 0: finished" in second["run"] and "The constant is three." in second["report"]
+    assert "exit code 0: finished" in second["run"] and re.search(
+        r"^toy seed 0\n  line.error [\d.e-]+\n  constant.value [\d.]+\n", second["results"]
+    )
     assert main(["run", "toy", "--device", "cpu"]) == 0
     carry.restore("toy-runs.tar", [world.output], tmp_path / "carried")
     assert states(tmp_path / "carried") == states(project / "runs") and len(states(project / "runs")) == 2
@@ -569,7 +571,7 @@ def test_the_project_s_dependencies_are_installed_beside_the_kit_s(project):
         file.write(declares)
     (project / "own.py").write_text("import undeclared_library\n")
     assert installed(project)[:2] == ["NumPy>=1.26", "surely-not-there>=1"]
-    assert set(installed(project)[2:]) == {"torch", "scipy", "pydantic", "pyyaml", "safetensors", "tqdm"}
+    assert set(installed(project)[2:]) == {"torch", "pydantic", "pyyaml", "safetensors", "tqdm"}
     assert "undeclared_library" not in text_of(planned(project))["before"]  # who declares is trusted
 
 

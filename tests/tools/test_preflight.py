@@ -666,7 +666,7 @@ def test_what_training_kept_does_not_answer_for_a_rehearsal(project, capsys):
     _, rows = preflown(capsys, "--on", "T4")
     assert failed(rows) == {("memory", None)}
     environment = os.environ | {"PYTHONPATH": python_path()}
-    command = [sys.executable, "-m", "repro", "memory", "--on", "T4"]
+    command = [sys.executable, "-m", "repro_tools", "memory", "--on", "T4"]
     alone = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert alone.returncode == 1 and f"toy {text_of(rows, 'memory')}" in alone.stdout
 

@@ -14,7 +14,7 @@ OF_A_RUN = "commit"
 
 @pytest.fixture(scope="module")
 def rows():
-    command = [sys.executable, "-m", "repro", "preflight", "--json"]
+    command = [sys.executable, "-m", "repro_tools", "preflight", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout, done.stderr
     return json.loads(done.stdout)["rows"]

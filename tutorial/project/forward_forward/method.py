@@ -4,7 +4,6 @@ from repro.method import Method
 
 from .config import Config
 from .evaluate import evaluate
-from .figures import report_sections
 from .phases import make_phases
 from .probes import probes
 
@@ -17,4 +16,12 @@ TINY = (
 )
 """Overrides that make an experiment a run of seconds, for `repro preflight`."""
 
-METHOD = Method("Forward-Forward", Config, make_phases, evaluate, report_sections, probes=probes, tiny=TINY)
+METHOD = Method(
+    "Forward-Forward",
+    Config,
+    make_phases,
+    evaluate,
+    "forward_forward.figures:report_sections",
+    probes=probes,
+    tiny=TINY,
+)
