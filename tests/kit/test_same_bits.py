@@ -22,7 +22,7 @@ WEIGHT = torch.tensor([1.0, 2.0])
 @pytest.mark.parametrize("before", ["model.", "state.model.", "state.networks.model."])
 @pytest.mark.parametrize("within", ["0.weight", "model.0.weight"])
 def test_a_tensor_is_known_by_its_name_within_the_network(tmp_path, before, within):
-    save_file({before + within: WEIGHT, "state.optimiser.0": WEIGHT}, tmp_path / "model.safetensors")
+    save_file({before + within: WEIGHT, "state.optimiser.0": WEIGHT.clone()}, tmp_path / "model.safetensors")
     assert list(network_tensors(tmp_path / "model.safetensors")) == [within]
 
 
