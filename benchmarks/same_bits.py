@@ -219,7 +219,7 @@ def rows(title: str, first: Finished, second: Finished) -> Iterator[tuple[str, s
         old, new = (one.tensors.get(phase, {}) for one in (first, second))
         yield title, phase, len(old), tensor_difference(old, new)
     for phase in dict.fromkeys([*first.curves, *second.curves]):
-        old, new = (dict(one.curves.get(phase, [])) for one in (first, second))
+        old, new = ({f"step {at}": loss for at, loss in one.curves.get(phase, [])} for one in (first, second))
         yield title, f"{phase}, curve", len(old), number_difference(old, new)
     yield title, "metrics", len(first.metrics), number_difference(first.metrics, second.metrics)
 

@@ -65,4 +65,4 @@ def test_what_is_said_of_numbers():
 def test_a_phase_that_one_run_lacks_is_a_difference():
     first = Finished({"a": {"w": WEIGHT}}, {"a": [(1, 0.5)]}, {"m": 1.0})
     found = {part: difference for _, part, _, difference in rows("run", first, Finished({}, {}, {"m": 1.0}))}
-    assert found == {"a": "gone: w", "a, curve": "gone: 1", "metrics": "equal"}
+    assert found == {"a": "gone: w", "a, curve": "gone: step 1", "metrics": "equal"}
