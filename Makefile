@@ -21,7 +21,7 @@ DIGITS_DEMO := --train-iters 700 --set evaluation.samples=300 --set evaluation.n
 REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper" --checklist \
 	--note --claims 'rank-*' 'digits-*' 'mnist-reduced-*'
 
-.PHONY: help setup demo test lint site site-zensical serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill calculator catalogue notebooks benchmark test-gpu
+.PHONY: help setup demo test lint site site-zensical serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill calculator catalogue notebooks benchmark same-bits test-gpu
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -109,3 +109,6 @@ notebooks: $(READY) ## write the notebooks of the reference implementation anew
 benchmark: $(READY) ## time and memory of the Sinkhorn velocity and of a pool minibatch
 	$(BIN)/python -m benchmarks.sinkhorn
 	$(BIN)/python -m benchmarks.pool
+
+same-bits: $(READY) ## the engine against that of version 0.1, bit for bit, and a killed run against one that was not; two minutes
+	$(BIN)/python -m benchmarks.same_bits

@@ -23,15 +23,20 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def make_template(folder: Path) -> Path:
-    """A repository with the template as it is now, in one commit."""
-    folder.mkdir(parents=True)
+def copy_template(folder: Path) -> None:
+    """Puts the template, as it is now, into `folder`, where no other may lie."""
     for name in SEEN_BY_COPIER:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / name)
+
+
+def make_template(folder: Path) -> Path:
+    """A repository with the template as it is now, in one commit."""
+    folder.mkdir(parents=True)
+    copy_template(folder)
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "template")
