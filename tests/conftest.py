@@ -1,4 +1,7 @@
-"""What the folders of tests share: image sets of a few images, in the files that torchvision reads. Nothing is downloaded."""
+"""What the folders of tests share: how hypothesis draws, and image sets of a few images, in the files that torchvision reads.
+
+Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nsgf.torchvision_cpu import import_torchvision
+
+# The same cases everywhere, and no limit of time: a machine under load is slow, not wrong. A database would be a folder in the clone.
+settings.register_profile(
+    "any machine", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 MNIST_COUNTS = {"train": 12, "t10k": 6}
 CIFAR10_COUNTS = {**{f"data_batch_{number}": 3 for number in range(1, 6)}, "test_batch": 6}

@@ -322,7 +322,8 @@ def _():
 @trap("torch-kl")
 def _():
     p = torch.tensor([0.9, 0.1])
-    assert functional.kl_div(p.log(), p, reduction="sum").item() == 0
+    # Two terms below 0.4, each a difference of logarithms: their last digit is the processor's.
+    assert abs(functional.kl_div(p.log(), p, reduction="sum").item()) <= torch.finfo(p.dtype).eps
     assert functional.kl_div(p, p, reduction="sum").item() < -1
 
 
