@@ -21,7 +21,9 @@ DIGITS_DEMO := --train-iters 700 --set evaluation.samples=300 --set evaluation.n
 REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper" --checklist \
 	--note --claims 'rank-*' 'digits-*' 'mnist-reduced-*'
 
-.PHONY: help setup demo test lint site site-zensical serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill calculator catalogue notebooks benchmark same-bits test-gpu
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+.PHONY: help setup demo test test-slow lint site site-zensical serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill calculator catalogue notebooks benchmark same-bits test-gpu
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -29,8 +31,8 @@ help: ## list the commands
 setup: $(READY) ## make the environment in .venv, with the exact versions of requirements.txt
 
 $(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=python3.11" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=python3.11" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
@@ -46,8 +48,11 @@ demo: $(READY) ## a short run of every 2-D experiment and of digits, judged and 
 	@echo "The full runs:         site/reference_impl/reports/index.html"
 	@echo "To read them:          make serve, then http://localhost:$(PORT)"
 
-test: $(READY) ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+test: $(READY) ## the tests of every change; eight minutes on two cores
+	$(TESTS)
+
+test-slow: $(READY) ## the tests that need minutes each: the site in a browser, the tutorial, generated projects, runs killed everywhere
+	$(TESTS) -m 'slow and not gpu'
 
 lint: $(READY) ## format and lint, as the check does
 	$(BIN)/ruff format --check --quiet .
@@ -71,7 +76,7 @@ $(DEMO_REPORT)/README.md: # written by `make demo`; the navigation names it, so 
 serve: ## serve the built site on http://localhost:8000 (PORT=... for another)
 	@[ -f site/index.html ] || { echo "make: found no site/index.html; run make demo or make site first" >&2; exit 2; }
 	@echo "http://localhost:$(PORT)"
-	@$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory site
+	@"$(PYTHON)" -m http.server $(PORT) --bind 127.0.0.1 --directory site
 
 reproduce-2d: $(READY) ## the paper's 2-D protocol on every set and seed; resumable; about two hours on 2 cores
 	$(BIN)/repro run '2d-*' --seeds $(SEEDS) --jobs $(JOBS) --resume --device cpu
@@ -82,7 +87,7 @@ reproduce-digits: $(READY) ## NSGF++ on 8x8 digits, every seed; resumable; a qua
 	$(REPORT)
 
 reproduce-mnist-reduced: $(READY) ## MNIST (read from DATA_ROOT=data) in a setting for CPUs, every seed; resumable; about half an hour a seed and core
-	$(BIN)/repro run mnist-reduced --seeds $(SEEDS) --jobs $(JOBS) --resume --device cpu --data-root $(DATA_ROOT)
+	$(BIN)/repro run mnist-reduced --seeds $(SEEDS) --jobs $(JOBS) --resume --device cpu --data-root '$(DATA_ROOT)'
 	$(REPORT)
 
 tutorial: $(READY) ## make the tutorial's project in build/forward-forward: the scaffold, and the files that its steps write

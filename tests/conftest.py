@@ -1,19 +1,46 @@
-"""What the folders of tests share: a toy project, and image sets of a few images in the files that torchvision reads.
+"""What the folders of tests share: a toy project, how hypothesis draws, a faster look at what is installed, and image sets of a few images.
 
-Nothing is downloaded.
+The sets lie in the files that torchvision reads. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from toy_project import CONFIG, SPEC, write_yaml
 
 from nsgf.torchvision_cpu import import_torchvision
+
+# The same cases everywhere, and no limit of time: a machine under load is slow, not wrong. A database would be a folder in the clone.
+settings.register_profile(
+    "any machine", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_list_of_what_is_installed() -> Iterator[None]:
+    """Every run asks which package each module is of. To list their files takes ten times as long as a toy's run."""
+    listed, known = metadata.packages_distributions, {}
+
+    def packages_distributions():
+        path = tuple(sys.path)
+        if path not in known:
+            known[path] = listed()
+        return known[path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "packages_distributions", packages_distributions)
+        yield
+
 
 MNIST_COUNTS = {"train": 12, "t10k": 6}
 CIFAR10_COUNTS = {**{f"data_batch_{number}": 3 for number in range(1, 6)}, "test_batch": 6}

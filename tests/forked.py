@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import IO
 
 SERVER = multiprocessing.get_context("forkserver")
 # torch._dynamo is what the first optimiser imports.
@@ -43,6 +44,20 @@ def run(function: Callable[..., int], *arguments, output: Path, environment: Map
     return end(start(function, *arguments, output=output, environment=environment))
 
 
+class Command:
+    """In place of subprocess.Popen for `python -m repro ...`: a process that need not import everything first."""
+
+    def __init__(self, command: list[str], stdout: IO, stderr: IO, env: Mapping[str, str]):
+        assert command[:3] == [sys.executable, "-m", "repro_tools"] and stdout is stderr
+        self.process = start(_command, command[3:], output=Path(stdout.name), environment=env)
+
+    def wait(self) -> int:
+        return end(self.process)
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+
 def run_ranks(
     functions: list[Callable[..., int]], *arguments, output: Path, environment: Mapping[str, str] | None = None
 ) -> list[int]:
@@ -64,6 +79,13 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def _command(arguments: list[str]) -> int:
+    from repro_tools import cli
+
+    sys.argv[1:] = arguments
+    return cli.main()
 
 
 def _child(function: Callable[..., int], arguments: tuple, output: str, environment: dict[str, str], folder: str):

@@ -7,14 +7,14 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 import textwrap
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import takewhile, zip_longest
 from pathlib import Path
 
+import forked
 import markdown
 import yaml
 from catalogue import Entry, entries, sections
@@ -62,15 +62,16 @@ def fences(text: str, language: str) -> list[tuple[int, str]]:
     return found
 
 
-RUN_BLOCKS = """
-import json, sys, traceback
-for line, code in json.load(sys.stdin):
-    try:
-        exec(compile("\\n" * (line - 1) + code, "block", "exec"), {"__name__": "__main__"})
-    except BaseException as error:
-        where = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "block"]
-        print(json.dumps(f"line {(where or [line])[0]}: {type(error).__name__}: {error}"))
-"""
+def run_blocks(blocks: list[tuple[int, str]], folder: str) -> int:
+    """Runs every block by itself and prints a line of JSON for each that raises."""
+    os.chdir(folder)
+    for line, code in blocks:
+        try:
+            exec(compile("\n" * (line - 1) + code, "block", "exec"), {"__name__": "__main__"})
+        except BaseException as error:
+            where = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "block"]
+            print(json.dumps(f"line {(where or [line])[0]}: {type(error).__name__}: {error}"))
+    return 0
 
 
 def failing_python(text: str, folder: Path) -> list[str]:
@@ -78,12 +79,11 @@ def failing_python(text: str, folder: Path) -> list[str]:
     blocks = fences(text, "python")
     if not blocks:
         return []
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_BLOCKS], input=json.dumps(blocks), capture_output=True, text=True, cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "2"}, timeout=300,
-    )  # fmt: skip
-    problems = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('"line ')]
-    return problems + ([f"exit code {done.returncode}: {done.stderr[-500:]}"] if done.returncode else [])
+    told = folder / "told.log"
+    code = forked.run(run_blocks, blocks, str(folder), output=told)
+    lines = told.read_text(encoding="utf-8").splitlines()
+    problems = [json.loads(line) for line in lines if line.startswith('"line ')]
+    return problems + ([f"exit code {code}: {' '.join(lines)[-500:]}"] if code else [])
 
 
 def commands(text: str) -> list[list[str]]:

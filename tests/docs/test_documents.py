@@ -62,10 +62,12 @@ def read_repository(path: str) -> str | None:
 
 @cache
 def repro_help(command: str) -> str | None:
-    done = subprocess.run(
-        [sys.executable, "-m", "repro_tools", command, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-    return done.stdout if done.returncode == 0 else None
+    if command not in cli.COMMANDS:
+        return None
+    told = io.StringIO()
+    with redirect_stdout(told), pytest.raises(SystemExit):
+        cli.parser(command).parse_args([command, "--help"])
+    return told.getvalue()
 
 
 def refusal(words: list[str]) -> str | None:

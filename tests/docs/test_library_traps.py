@@ -216,8 +216,8 @@ def _():
 def _():
     if torch.cuda.is_available():
         pytest.skip("it warns where there is no CUDA")
-    quieted_by = "PYKEOPS_VERBOSE"
-    environment = {name: value for name, value in os.environ.items() if name != quieted_by}
+    quieted_by = ("KEOPS_VERBOSE", "PYKEOPS_VERBOSE")  # the first is set by nsgf
+    environment = {name: value for name, value in os.environ.items() if name not in quieted_by}
     done = subprocess.run(
         [sys.executable, "-c", "import pykeops"], capture_output=True, text=True, check=True, env=environment
     )
@@ -322,7 +322,8 @@ def _():
 @trap("torch-kl")
 def _():
     p = torch.tensor([0.9, 0.1])
-    assert functional.kl_div(p.log(), p, reduction="sum").item() == 0
+    # Two terms below 0.4, each a difference of logarithms: their last digit is the processor's.
+    assert abs(functional.kl_div(p.log(), p, reduction="sum").item()) <= torch.finfo(p.dtype).eps
     assert functional.kl_div(p, p, reduction="sum").item() < -1
 
 

@@ -267,7 +267,7 @@ def test_a_run_that_is_just_being_started_is_told_too_and_no_other_starts(projec
             assert acted.wait(60)
 
         def wait(self):
-            return 143 if self.told.wait(5) else 1
+            return 143 if self.told.wait(60) else 1
 
         def terminate(self):
             self.told.set()

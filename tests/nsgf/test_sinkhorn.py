@@ -208,7 +208,7 @@ def test_equals_geomloss_in_float32(shape, blur, scaling):
     assert difference(velocity(x, y, blur=blur, scaling=scaling), geomloss(x, y, blur, scaling)) < 1e-3
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(2, 40), m=st.integers(1, 40), d=st.integers(1, 5), seed=st.integers(0, 99),
     setting=st.sampled_from(SETTINGS),

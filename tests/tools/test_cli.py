@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import toy_method
@@ -299,7 +300,7 @@ def test_a_seed_that_is_named_twice_is_one_run(project, monkeypatch):
 
 
 def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", python_path())
+    monkeypatch.setattr(subprocess, "Popen", forked.Command)
     machine = ["--device", "cpu", "--data-root", "sets", "--pool-storage", "disk"]
     assert main(["run", "toy", "--seeds", "0", "1", "--jobs", "2", *machine]) == 0
     assert record(project, 0)["metrics"] != record(project, 1)["metrics"]
@@ -440,7 +441,7 @@ def test_off_a_terminal_no_bar_is_drawn_and_no_source_tree_is_needed(project):
 
 
 def test_every_finished_run_is_told_in_a_line_and_then_what_comes_next(project, capfd, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", python_path())
+    monkeypatch.setattr(subprocess, "Popen", forked.Command)
     assert main(["run", "toy", "--seeds", "0", "1", "--jobs", "2", "--runs", "my runs", "--device", "cpu"]) == 0
     told = capfd.readouterr()
     *lines, last = told.err.splitlines()

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,8 +52,7 @@ def _waits(self, step, draws):
 
 Line.minibatch = _waits
 '''
-TIMEOUT = """#!{python}
-# In place of coreutils' timeout: its time is over when the run waits.
+TIMEOUT = """# In place of coreutils' timeout: its time is over when the run waits.
 import os, signal, subprocess, sys, time
 assert sys.argv[1:3] == ["--signal=TERM", "--kill-after=600"] and int(sys.argv[3]) > 0
 process = subprocess.Popen(sys.argv[4:])
@@ -120,7 +120,9 @@ def states(runs):
 def world(project, tmp_path, monkeypatch):
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "timeout").write_text(TIMEOUT.format(python=sys.executable))
+    (tools / "timeout.py").write_text(TIMEOUT)
+    # The first line of a script can name no interpreter whose path has a space, or more than 127 characters.
+    (tools / "timeout").write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(tools / "timeout.py")])} "$@"\n')
     (tools / "timeout").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
