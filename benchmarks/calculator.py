@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from repro import cli
 from repro.config import load
 from repro.errors import BadInput
-from repro.memory.devices import DEVICES
 from repro.method import Project, find_project
-from repro.progress import progress
+from repro.runtime import progress
+from repro_tools import cli
+from repro_tools.memory.devices import DEVICES
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "theme" / "assets" / "javascripts" / "calculator-data.js"

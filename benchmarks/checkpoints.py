@@ -17,8 +17,8 @@ import torch
 from repro import checkpoint
 from repro.config import load
 from repro.method import find_project
-from repro.runinfo import git_commit, machine
-from repro.runtime import Runtime
+from repro.run import git_commit
+from repro.runtime import Runtime, machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "checkpoints.json"

@@ -21,12 +21,13 @@ import torch
 from torch import nn
 
 from benchmarks.diagnose import BUGS, _batch, _loss, _model, _rate, altered, kinds
-from repro.check.coverage import contradicted
 from repro.config import flatten, load
 from repro.method import find_project
 from repro.phases import Phase
-from repro.runinfo import git_commit, machine
-from repro.spec import load_spec
+from repro.run import git_commit
+from repro.runtime import machine
+from repro_tools.check.coverage import contradicted
+from repro_tools.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/deepcrime.json"

@@ -30,14 +30,13 @@ import torch
 from torch import nn
 
 from repro.config import parse_yaml, validate
-from repro.diagnose.diagnostics import measure
-from repro.diagnose.explanation import Place
-from repro.diagnose.hypotheses import findings
 from repro.method import find_project
 from repro.phases import Phase
-from repro.run import plan
-from repro.runinfo import git_commit, machine
-from repro.runtime import Runtime
+from repro.run import git_commit, plan
+from repro.runtime import Runtime, machine
+from repro_tools.diagnose.diagnostics import measure
+from repro_tools.diagnose.explanation import Place
+from repro_tools.diagnose.hypotheses import findings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/diagnose.json"

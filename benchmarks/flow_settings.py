@@ -17,10 +17,9 @@ import torch
 from nsgf import data, sinkhorn
 from nsgf.flow import end_of_flow
 from nsgf.metrics import transport_distances
-from repro.progress import progress
 from repro.randomness import generator
-from repro.runinfo import describe
-from repro.runtime import Runtime
+from repro.run import describe
+from repro.runtime import Runtime, progress
 
 SETS = (
     ("gaussian", "8gaussians"),

@@ -68,10 +68,9 @@ from nsgf.figures_common import COLOURS, save
 from nsgf.images import SOURCES, ImageSet, load, to_pixels
 from nsgf.phases import draw_times, interpolate, optimal_assignment
 from repro.errors import BadInput
-from repro.progress import progress
 from repro.randomness import generator
-from repro.runinfo import describe
-from repro.runtime import Runtime
+from repro.run import describe
+from repro.runtime import Runtime, progress
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "refs/nsgf-images.md"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repro.method import find_project
-from repro.report.results import read_records
+from repro_tools.report.results import read_records
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "refs" / "nsgf-images.md"

@@ -7,7 +7,7 @@
 
 Three numbers for every phase at the batch size of its configuration, after two steps:
 
-estimate   on fake tensors, by the tracker of `repro.memory.storages`
+estimate   on fake tensors, by the tracker of `repro_tools.memory.storages`
 tracked    the same step on real tensors, by the same tracker
 allocated  the same real step by the records of PyTorch's own allocator, which see what an operation takes within itself
 
@@ -36,11 +36,11 @@ from benchmarks.plain_models import PLAIN
 from benchmarks.sinkhorn import IMAGES, POINTS, clouds, machine, quiet_stderr
 from nsgf import geomloss_velocity, sinkhorn
 from repro.config import load
-from repro.memory.fake import CPU, Rehearsal, networks, recurrent_layers_apart
-from repro.memory.footprint import STEPS, Footprint, allowances, needed, of_evaluation, of_phase, of_step
-from repro.memory.storages import LiveStorages
 from repro.method import Project, find_project
 from repro.runtime import Runtime
+from repro_tools.memory.fake import CPU, Rehearsal, networks, recurrent_layers_apart
+from repro_tools.memory.footprint import STEPS, Footprint, allowances, needed, of_evaluation, of_phase, of_step
+from repro_tools.memory.storages import LiveStorages
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "refs" / "memory.md", Path(__file__).parent / "results"
@@ -213,7 +213,7 @@ def on_cuda(project: Project, experiments: Sequence[str]) -> dict:
 
 def cuda_peak(phase, before: Sequence, device: torch.device) -> tuple[int, int]:
     """max_memory_allocated and max_memory_reserved of real steps of `phase`."""
-    from repro.step import arithmetic
+    from repro.runtime import arithmetic
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

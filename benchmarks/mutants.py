@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-from repro.runinfo import git_commit, machine
+from repro.run import git_commit
+from repro.runtime import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/mutants.json"

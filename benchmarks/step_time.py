@@ -6,7 +6,7 @@
 
 Writes benchmarks/results/step_time.json, or step_time_<device>.json for a GPU.
 
-On the CPU, with one thread: the probes of `repro.memory.this_machine` and some steps of each model take turns, so that a busy machine slows both;
+On the CPU, with one thread: the probes of `repro_tools.memory.this_machine` and some steps of each model take turns, so that a busy machine slows both;
 of each the fastest counts. Seconds are those of the processor: waiting for other programs is not counted, sharing caches with them is. The step is predicted from its recording on fake tensors and from those probes alone. On a GPU: the median of
 ten steps after five, against the data sheet of the device.
 
@@ -36,15 +36,15 @@ from torch.utils.checkpoint import checkpoint
 
 from nsgf import sinkhorn
 from repro.config import load
-from repro.memory.cost import Cost, step_cost
-from repro.memory.devices import find
-from repro.memory.fake import fake_tensors, networks
-from repro.memory.roofline import Range, predict
-from repro.memory.this_machine import clock, combine, probe
 from repro.method import find_project
-from repro.runinfo import git_commit, machine
-from repro.runtime import Runtime
-from repro.step import Stepper, arithmetic
+from repro.run import git_commit
+from repro.runtime import Runtime, arithmetic, machine
+from repro.step import Stepper
+from repro_tools.memory.cost import Cost, step_cost
+from repro_tools.memory.devices import find
+from repro_tools.memory.fake import fake_tensors, networks
+from repro_tools.memory.roofline import Range, predict
+from repro_tools.memory.this_machine import clock, combine, probe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -387,7 +387,7 @@ PUBLISHED = (
      "nanoGPT README, December 2022, without torch.compile"),
 )  # fmt: skip
 """What others measured: name, device, precision of float32 products, batch, seconds of a step, the step, where it stands. The shares of the
-peaks in `repro.memory.roofline` were written down before these were looked up, and are unchanged since."""
+peaks in `repro_tools.memory.roofline` were written down before these were looked up, and are unchanged since."""
 
 
 def against_published() -> dict:
@@ -452,7 +452,7 @@ def measure_on_cpu(cases: Mapping[str, Case], rounds: int) -> dict:
 
 
 def measure_on_gpu(cases: Mapping[str, Case], device: torch.device) -> dict:
-    """The median of ten steps after five, against the data sheet. Raises BadInput for a GPU that is not in `repro.memory.devices`."""
+    """The median of ten steps after five, against the data sheet. Raises BadInput for a GPU that is not in `repro_tools.memory.devices`."""
     sheet = find(torch.cuda.get_device_name(device))
     rows = {}
     for name, case in cases.items():

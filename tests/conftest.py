@@ -1,4 +1,7 @@
-"""What the folders of tests share: image sets of a few images, in the files that torchvision reads. Nothing is downloaded."""
+"""What the folders of tests share: a toy project, and image sets of a few images in the files that torchvision reads.
+
+Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_project import CONFIG, SPEC, write_yaml
 
 from nsgf.torchvision_cpu import import_torchvision
 
@@ -62,4 +66,15 @@ def image_sets(written_image_sets, monkeypatch) -> Path:
     for files in ("train_list", "test_list"):
         monkeypatch.setattr(cifar10, files, [(name, sums[name]) for name, _ in getattr(cifar10, files)])
     monkeypatch.setattr(cifar10, "meta", cifar10.meta | {"md5": sums[CIFAR10_META]})
+    return root
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """The root of a toy project; the working directory is inside it."""
+    root = tmp_path / "project"
+    write_yaml(root / "configs" / "toy.yaml", CONFIG)
+    write_yaml(root / "spec.yaml", SPEC)
+    (root / "pyproject.toml").write_text('[tool.repro]\nmethod = "toy_method:METHOD"\n')
+    monkeypatch.chdir(root)
     return root

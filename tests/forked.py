@@ -12,7 +12,7 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 # torch._dynamo is what the first optimiser imports.
-SERVER.set_forkserver_preload(["nsgf.method", "pytest", "repro.cli", "sklearn.datasets", "torch._dynamo"])
+SERVER.set_forkserver_preload(["nsgf.method", "pytest", "repro_tools.run", "sklearn.datasets", "torch._dynamo"])
 LONGEST_S = 300  # a process that takes longer hangs
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 

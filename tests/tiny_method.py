@@ -14,7 +14,7 @@ from torch import nn
 from repro import run
 from repro.config import RunConfig, Section
 from repro.method import Evaluation, Method, Project
-from repro.phases import Phase
+from repro.phases import SingleLossPhase
 from repro.runtime import Runtime
 
 STEPS, LOWEST = 6, 3
@@ -68,7 +68,7 @@ class Config(RunConfig):
     phases: Phases
 
 
-class Count(Phase):
+class Count(SingleLossPhase):
     name = "steps"
 
     def __init__(self, config: Config):

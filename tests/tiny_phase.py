@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from repro.config import Pace
-from repro.phases import Phase, run_phase
+from repro.loop import run_phase
+from repro.phases import SingleLossPhase
 from repro.runtime import Runtime
 
 STEPS, BATCH, ROWS, WIDTH = 8, 4, 32, 16
@@ -20,7 +21,7 @@ class Killed(BaseException):
     """Not an Exception: nothing may catch it on the way."""
 
 
-class TinyPhase(Phase):
+class TinyPhase(SingleLossPhase):
     """Dropout and a linear layer, trained on rows drawn from a set. The process dies before the step `killed_at`."""
 
     name, iterations = "tiny", STEPS

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from nsgf.data import LAWS
 from nsgf.images import SETS
 from repro.config import RunConfig, Section
-from repro.step import StepOptions
+from repro.phases import StepOptions
 
 INCEPTION_SPLITS = 10
 """Of the Inception score, Salimans et al. 2016."""

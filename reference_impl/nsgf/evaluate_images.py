@@ -22,9 +22,8 @@ from nsgf.metrics import frechet_distance
 from nsgf.networks import ImageClassifier
 from repro.errors import RunFailed
 from repro.method import Evaluation
-from repro.progress import progress
 from repro.randomness import generator
-from repro.runtime import Runtime
+from repro.runtime import Runtime, progress
 
 NEAREST_CHUNK = 2_000
 

@@ -12,9 +12,8 @@ from nsgf import data, sample
 from nsgf.config import PointConfig, PointEvaluation, PointVelocityField
 from nsgf.metrics import sinkhorn_divergence, transport_distances
 from repro.method import Evaluation
-from repro.progress import progress
 from repro.randomness import generator
-from repro.runtime import Runtime
+from repro.runtime import Runtime, progress
 
 CURVE_STEPS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of Euler steps of the figure "W2 against number of steps"."""

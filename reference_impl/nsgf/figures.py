@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nsgf import figures_images, figures_points
-from repro.report.judge import Judgement
+from repro_tools.report.judge import Judgement
 
 
 def report_sections(judgements: Sequence[Judgement], records: Sequence[dict], runs: Path, reports: Path) -> str:

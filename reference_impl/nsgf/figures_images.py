@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nsgf.figures_common import COLOURS, DPI, load_tensors, number, running_median, save, show
 from repro.config import digest
-from repro.report.judge import SHORTENED, Judgement
+from repro_tools.report.judge import SHORTENED, Judgement
 
 SETS = {
     "digits": "scikit-learn's digits",
@@ -403,8 +403,8 @@ def _values(own: Sequence[dict], metric: str) -> list[float]:
 def _curves(own: Sequence[dict]) -> Iterator[tuple[str, list[int], list[float]]]:
     """Phase, steps and losses of each curve of each seed."""
     for record in own:
-        for phase, curve in record["curves"].items():
-            steps, losses = zip(*curve, strict=True)
+        for phase, curves in record["curves"].items():
+            steps, losses = zip(*curves["loss"], strict=True)
             yield phase, list(steps), list(losses)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nsgf.evaluate_points import CURVE_STEPS
 from nsgf.figures_common import COLOURS, load_tensors, running_median, save, show
-from repro.report.judge import Judgement
+from repro_tools.report.judge import Judgement
 
 METHODS = {"nsgf": "NSGF", "fm": "FM", "ot_cfm": "OT-CFM"}
 READINGS = {"w2": "W2", "w2_squared": "W2²", "half_w2_squared": "½ W2²", "sinkhorn_divergence": "Sinkhorn divergence"}
@@ -157,7 +157,7 @@ def _loss_curves(records: Sequence[dict]) -> plt.Figure:
     colours = plt.get_cmap("tab10").colors
     for axis, phase in zip(axes[0], phases, strict=True):
         for record in records:
-            steps, losses = zip(*record["curves"].get(phase, [(1, math.nan)]), strict=True)
+            steps, losses = zip(*record["curves"].get(phase, {"loss": [(1, math.nan)]})["loss"], strict=True)
             colour = colours[experiments.index(record["experiment"])]
             axis.plot(
                 steps, running_median(losses), color=colour, lw=0.8, label=record["experiment"].removeprefix("2d-")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nsgf.config import INCEPTION_SPLITS
 from nsgf.torchvision_cpu import import_torchvision
 from repro.errors import BadInput
-from repro.progress import progress
+from repro.runtime import progress
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

@@ -23,12 +23,10 @@ from nsgf.laws import ImageLaws, Laws, PointLaws
 from nsgf.networks import ImageClassifier, TimeMLP, TimePredictorCNN, TimePredictorMLP
 from nsgf.unet import UNet
 from repro.errors import BadInput
-from repro.phases import Phase, Work
+from repro.phases import Phase, SingleLossPhase, StepOptions, Work
 from repro.pool import DISK_SHARE, MEMORY_SHARE, Placement, Pool, free, gib, make_file, place, publish, width
-from repro.progress import progress
 from repro.randomness import generator
-from repro.runtime import Runtime
-from repro.step import StepOptions
+from repro.runtime import Runtime, progress
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
@@ -69,7 +67,7 @@ def make_velocity(config: settings.Sinkhorn) -> Velocity:
     return partial(geomloss_velocity.velocity, backend=backend, **values)
 
 
-class NSGFPhase(Phase):
+class NSGFPhase(SingleLossPhase):
     """What the phases share: Adam without weight decay (appendix E.2, page 14), the laws, the machine."""
 
     def __init__(self, name: str, config: settings.Training, laws: Laws, runtime: Runtime):
@@ -112,7 +110,7 @@ class VelocityField(NSGFPhase):
         self.velocity = make_velocity(sinkhorn_config)
         size = config.pool
         self.columns = {"x_t": laws.shape, "v_t": laws.shape, "t": ()}
-        self.precision = PRECISIONS[getattr(size, "precision", "float32")]
+        self.pool_precision = PRECISIONS[getattr(size, "precision", "float32")]
         self.resident = getattr(size, "resident_batches", None)  # None: the pool holds all its minibatches
         self.entries_of_batch = size.batch_size * config.flow.steps
         self.pool: Pool | None = None
@@ -134,7 +132,7 @@ class VelocityField(NSGFPhase):
 
     def placement(self, scratch: Path) -> Placement:
         """Where the pool can be kept. Raises BadInput, with what would fit, when it can be kept nowhere."""
-        nbytes = self.capacity * width(self.columns) * self.precision.itemsize
+        nbytes = self.capacity * width(self.columns) * self.pool_precision.itemsize
         found = self._place(nbytes, scratch, rolling=self.resident is not None)
         if found is None:
             key = f"phases.{self.name}.pool"
@@ -182,7 +180,7 @@ class VelocityField(NSGFPhase):
     def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
         self.seed = seed
         if self.resident is not None:
-            self.pool, self.entered = Pool(self.capacity, self.columns, self.precision), 0
+            self.pool, self.entered = Pool(self.capacity, self.columns, self.pool_precision), 0
             return
         path, placement = scratch / "pool.safetensors", self.placement(scratch)
         try:
@@ -202,7 +200,7 @@ class VelocityField(NSGFPhase):
 
     def build_pool(self, seed: int) -> Pool:
         """The pairs (x_t, v_t) and times of every state of every minibatch, in memory."""
-        pool = Pool(self.capacity, self.columns, self.precision)
+        pool = Pool(self.capacity, self.columns, self.pool_precision)
         for batch in progress(range(self.config.pool.batches), f"{self.name} pool"):
             for rows in self.trajectory(seed, batch):
                 pool.add(**rows)
@@ -212,9 +210,9 @@ class VelocityField(NSGFPhase):
         """The same in a file; each process builds its share of the minibatches."""
         world, partial_file = self.runtime.world, path.with_name(path.name + ".partial")
         if world.first:
-            make_file(partial_file, self.capacity, self.columns, self.precision)
+            make_file(partial_file, self.capacity, self.columns, self.pool_precision)
         world.barrier()
-        pool = Pool.in_file(partial_file, self.capacity, self.columns, self.precision)
+        pool = Pool.in_file(partial_file, self.capacity, self.columns, self.pool_precision)
         batches = world.share(range(self.config.pool.batches))
         for batch in progress(batches, f"{self.name} pool", shown=world.first):
             for k, rows in enumerate(self.trajectory(seed, batch)):
@@ -262,7 +260,7 @@ class VelocityField(NSGFPhase):
         return [Work(f"pool: a Sinkhorn velocity of {shape[0]} particles", run, size.batches * flow.steps)]
 
     def storage(self) -> dict[str, int]:
-        return {"pool": self.capacity * width(self.columns) * self.precision.itemsize}
+        return {"pool": self.capacity * width(self.columns) * self.pool_precision.itemsize}
 
     def renew(self, step: int) -> None:
         """Brings a pool with resident batches to where it is at `step`: a function of the step alone, so that a resumed run has the same."""

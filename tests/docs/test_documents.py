@@ -33,11 +33,12 @@ from document_checks import (
 )
 
 from nsgf import inception
-from repro import arguments, cli
+from repro import arguments
 from repro.config import flatten, read_yaml
 from repro.errors import BadInput
 from repro.method import find_project
 from repro.run import plan
+from repro_tools import cli
 
 ROOT = Path(__file__).parents[2]
 REFS = sorted((ROOT / "refs").glob("*.md"))

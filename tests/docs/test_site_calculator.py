@@ -10,7 +10,7 @@ import re
 import pytest
 
 from benchmarks import calculator
-from repro import cli
+from repro_tools import cli
 
 SAMPLES = [("2d-moons", 64), ("cifar10", 512)]
 """Minutes and MiB, hours and GiB; the second fits on few devices."""

@@ -24,7 +24,7 @@ from repro.config import load
 from repro.method import Project
 from repro.run import RECORD, execute, plan
 from repro.runtime import Runtime
-from repro.spec import load_spec
+from repro_tools.spec import load_spec
 
 CONFIGS = Path(__file__).parents[2] / "reference_impl" / "configs"
 EXPERIMENTS = [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]

@@ -19,7 +19,7 @@ from repro import checkpoint, phases, run, runinfo
 from repro.errors import BadInput
 from repro.run import execute, plan, run_folder
 from repro.runtime import Runtime
-from repro.spec import load_spec
+from repro_tools.spec import load_spec
 
 STEPS, SAVED_EVERY = 5, 2
 CPU = Runtime(torch.device("cpu"))

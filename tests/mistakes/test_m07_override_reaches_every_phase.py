@@ -15,11 +15,12 @@ import torch
 from proof import Proof
 
 from nsgf.phases import make_phases
-from repro import cli, config, run, run_command
+from repro import config, run, run_command
 from repro.errors import BadInput
 from repro.run import plan
 from repro.runtime import Runtime
-from repro.spec import load_spec
+from repro_tools import cli
+from repro_tools.spec import load_spec
 
 CPU = Runtime(torch.device("cpu"))
 ROOT = Path(__file__).parents[2]

@@ -16,9 +16,9 @@ from proof import Proof
 from nsgf import geomloss_velocity, sinkhorn
 from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
-from repro.memory.estimate import Planned
-from repro.memory.footprint import of_phase
 from repro.method import find_project
+from repro_tools.memory.estimate import Planned
+from repro_tools.memory.footprint import of_phase
 
 MNIST, CIFAR10, SMALL = (256, 784), (128, 3072), (64, 48)
 BELIEVED_MB = {MNIST: 200, CIFAR10: 600}  # one call of the library; a velocity makes two

@@ -17,7 +17,8 @@ from nsgf.laws import ImageLaws
 from nsgf.phases import NSGFPhase, VelocityField, make_phases
 from repro import phases
 from repro.config import Pace, load
-from repro.phases import Stepper, run_phase
+from repro.loop import run_phase
+from repro.phases import Stepper
 from repro.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"))

@@ -12,8 +12,9 @@ import pytest
 import torch
 from proof import Proof
 
-from repro import arguments, cli, runinfo
+from repro import arguments, runinfo
 from repro.runtime import Runtime
+from repro_tools import cli
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -15,9 +15,9 @@ from scipy.optimize import linear_sum_assignment
 from nsgf import data, evaluate_points, metrics, probes
 from nsgf.phases import make_phases
 from repro.config import load
-from repro.probe import probe
 from repro.randomness import generator
 from repro.runtime import Runtime
+from repro_tools.probe import probe
 
 CPU = Runtime(torch.device("cpu"))
 SEED = 0

@@ -10,9 +10,10 @@ from proof import Proof
 from torch import nn
 
 from repro.config import Pace
-from repro.phases import Phase, run_phase
+from repro.loop import run_phase
+from repro.phases import PLAIN, SingleLossPhase
 from repro.runtime import Runtime
-from repro.step import PLAIN, Stepper
+from repro.step import Stepper
 
 OPTIONS = {
     "plain": PLAIN,
@@ -21,7 +22,7 @@ OPTIONS = {
 }
 
 
-class Digits(Phase):
+class Digits(SingleLossPhase):
     """The gradient of step k is 10^k and SGD subtracts it, so each digit of the weight counts how often one step was taken."""
 
     name, iterations = "digits", 4

@@ -12,7 +12,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from repro import checkpoint, phases
-from repro.step import PLAIN, Stepper
+from repro.phases import PLAIN
+from repro.step import Stepper
 
 KILLED_AT, RESUMED_AT = 5, 4
 

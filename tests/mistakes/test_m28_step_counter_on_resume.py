@@ -10,7 +10,7 @@ from proof import Proof
 from tiny_phase import SAVED_EVERY, STEPS, TinyPhase, train
 
 from repro import checkpoint, phases
-from repro.step import PLAIN
+from repro.phases import PLAIN
 
 KILLED_AT = 5
 SAVED = KILLED_AT // SAVED_EVERY * SAVED_EVERY

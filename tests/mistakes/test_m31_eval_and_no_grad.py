@@ -19,8 +19,9 @@ from nsgf.phases import StraightFlow
 from nsgf.unet import UNet
 from repro import run
 from repro.config import Pace
+from repro.loop import run_phase
 from repro.method import find_project
-from repro.phases import Phase, run_phase
+from repro.phases import SingleLossPhase
 from repro.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"))
@@ -75,7 +76,7 @@ def check_sampling(trained):
     assert asked == set(models), f"asked were {sorted(asked)}, expected {sorted(models)}"
 
 
-class Student(Phase):
+class Student(SingleLossPhase):
     """Learns what the straight flow of an earlier phase answers."""
 
     name, iterations = "student", 1

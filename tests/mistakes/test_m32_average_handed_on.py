@@ -11,8 +11,8 @@ from torch.nn.utils import parameters_to_vector
 
 from repro import phases, run, step
 from repro.config import Pace
+from repro.loop import run_phase
 from repro.method import find_project
-from repro.phases import run_phase
 from repro.runtime import Runtime
 from repro.step import Stepper
 

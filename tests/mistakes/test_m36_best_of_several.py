@@ -12,13 +12,13 @@ import yaml
 from proof import Proof
 from tiny_method import SPEC, STEPS, train, write_project
 
-from repro.report import judge
-from repro.report.gather import write_report
-from repro.report.judge import judge_all
-from repro.report.results import read_records
 from repro.run import RECORD
-from repro.spec import load_spec
 from repro.step import Stepper
+from repro_tools.report import judge
+from repro_tools.report.gather import write_report
+from repro_tools.report.judge import judge_all
+from repro_tools.report.results import read_records
+from repro_tools.spec import load_spec
 
 REFERENCE = Path(__file__).parents[2] / "reference_impl"
 RULE = "all planned seeds count. Neither is chosen by a result"

@@ -13,12 +13,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from repro.config import Pace
-from repro.phases import Phase, run_phase
+from repro.loop import run_phase
+from repro.phases import PLAIN, SingleLossPhase
 from repro.runtime import Runtime
-from repro.step import PLAIN, Stepper
+from repro.step import Stepper
 
 
-class Walk(Phase):
+class Walk(SingleLossPhase):
     """The gradient is -1 and the rate 1: without a warm-up the weight grows by 1 a step."""
 
     name, iterations = "walk", 8

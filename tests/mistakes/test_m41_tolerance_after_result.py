@@ -12,13 +12,13 @@ import yaml
 from proof import Proof
 from tiny_method import ORIGIN, SPEC, runtime, train, write_project
 
-from repro import evaluate, spec
 from repro.config import digest
-from repro.evaluate import evaluate_anew, find_runs
-from repro.report import gather, judge
-from repro.report.gather import write_report
-from repro.report.results import read_records
-from repro.spec import claim_hashes, load_spec
+from repro_tools import evaluate, spec
+from repro_tools.evaluate import evaluate_anew, find_runs
+from repro_tools.report import gather, judge
+from repro_tools.report.gather import write_report
+from repro_tools.report.results import read_records
+from repro_tools.spec import claim_hashes, load_spec
 
 REFERENCE = Path(__file__).parents[2] / "reference_impl"
 CHANGED = "the claim or its tolerance was changed after the run"

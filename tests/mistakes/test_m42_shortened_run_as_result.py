@@ -13,9 +13,9 @@ from tiny_method import CONFIG, SPEC, train, write_project
 from repro import arguments, run
 from repro.config import Change, flatten
 from repro.errors import BadInput
-from repro.report import gather, judge
-from repro.report.gather import write_report
-from repro.spec import settings_of
+from repro_tools.report import gather, judge
+from repro_tools.report.gather import write_report
+from repro_tools.spec import settings_of
 
 KEY = "phases.steps.iterations"
 WARNING = "Nothing here counts as a verdict"

@@ -11,11 +11,11 @@ import torch
 from proof import Proof, _call
 from torch import nn
 
-from repro.phases import Phase
-from repro.preflight import trial
-from repro.preflight.checks import Findings
-from repro.preflight.trial import STEPS, Trial, try_phases
+from repro.phases import SingleLossPhase
 from repro.runtime import Runtime
+from repro_tools.preflight import trial
+from repro_tools.preflight.checks import Findings
+from repro_tools.preflight.trial import STEPS, Trial, try_phases
 
 LAYERS = 3
 FROZEN = 1
@@ -27,7 +27,7 @@ def layers():
     return nn.Sequential(*(nn.Linear(4, 4) for _ in range(LAYERS)))
 
 
-class Sound(Phase):
+class Sound(SingleLossPhase):
     """Three layers, all of which are trained."""
 
     name, iterations = "sound", STEPS

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nsgf import unet
 from nsgf.phases import make_phases
 from repro.config import load
-from repro.memory.footprint import of_phase
 from repro.runtime import Runtime
+from repro_tools.memory.footprint import of_phase
 
 FLOAT32 = 4
 PIXELS = {"mnist": 784, "cifar10": 256, "digits": 16}  # that attend to each other, at most

@@ -13,12 +13,12 @@ from torch import nn
 from nsgf import phases, unet
 from nsgf.phases import make_phases
 from repro.config import load
-from repro.diagnose import suspects_training
-from repro.diagnose.bench import Bench
-from repro.diagnose.explanation import Place
-from repro.diagnose.measured import Measured
-from repro.diagnose.short_training import learn
 from repro.runtime import Runtime
+from repro_tools.diagnose import suspects_training
+from repro_tools.diagnose.bench import Bench
+from repro_tools.diagnose.explanation import Place
+from repro_tools.diagnose.measured import Measured
+from repro_tools.diagnose.short_training import learn
 
 TIME_OF_BLOCK = ".time.1.weight"
 CPU = torch.device("cpu")

@@ -12,15 +12,15 @@ from torch import nn
 
 from repro import step
 from repro.config import Pace
-from repro.phases import Phase, run_phase
+from repro.loop import run_phase
+from repro.phases import PLAIN, SingleLossPhase
 from repro.runtime import Runtime
-from repro.step import PLAIN
 
 LENGTH = 0.5
 LIMITS = {"longer than the limit": 0.1, "shorter than the limit": 1.0}
 
 
-class Slope(Phase):
+class Slope(SingleLossPhase):
     """One step from the zero vector along a gradient of LENGTH, with a rate of 1."""
 
     name, iterations = "slope", 1

@@ -14,9 +14,8 @@ from proof import Proof
 from nsgf import phases as methods
 from repro import phases
 from repro.config import Pace
-from repro.distributed import World
 from repro.run import plan
-from repro.runtime import Runtime
+from repro.runtime import Runtime, World
 
 STEPS, BATCH, SIZE = 3, 8, 2
 TINY = [f"phases.*.iterations={STEPS}", f"phases.*.batch_size={BATCH}", "phases.*.network.width=8"]

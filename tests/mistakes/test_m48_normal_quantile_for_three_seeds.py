@@ -14,12 +14,12 @@ from scipy import stats
 from tiny_method import SPEC
 
 from repro.config import validate
-from repro.report import judge, statistics
-from repro.report.judge import judge_all
-from repro.report.results import Results, group_runs, read_records
-from repro.report.results_page import results_page
-from repro.report.statistics import t_quantile
-from repro.spec import Spec, claim_hashes, load_spec
+from repro_tools.report import judge, statistics
+from repro_tools.report.judge import judge_all
+from repro_tools.report.results import Results, group_runs, read_records
+from repro_tools.report.results_page import results_page
+from repro_tools.report.statistics import t_quantile
+from repro_tools.spec import Spec, claim_hashes, load_spec
 
 REFERENCE = Path(__file__).parents[2] / "reference_impl"
 T, Z = 4.302653, 1.959964

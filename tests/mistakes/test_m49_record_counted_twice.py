@@ -10,13 +10,13 @@ import pytest
 from proof import Proof
 from tiny_method import ORIGIN, runtime, train, write_project
 
-from repro import evaluate
 from repro.errors import BadInput
-from repro.evaluate import evaluate_anew, find_runs
-from repro.report import gather, results
-from repro.report.gather import write_report
-from repro.report.results import read_record
 from repro.run import RECORD
+from repro_tools import evaluate
+from repro_tools.evaluate import evaluate_anew, find_runs
+from repro_tools.report import gather, results
+from repro_tools.report.gather import write_report
+from repro_tools.report.results import read_record
 
 
 def check(tmp_path):

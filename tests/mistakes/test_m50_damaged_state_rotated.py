@@ -13,7 +13,7 @@ from tiny_phase import SAVED_EVERY, Killed, TinyPhase, train
 
 from repro import checkpoint, phases
 from repro.errors import BadInput
-from repro.phases import RUNNING
+from repro.loop import RUNNING
 
 KILLED_AT = 2 * SAVED_EVERY + 1
 

@@ -19,7 +19,8 @@ from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
 from repro import checkpoint, phases
 from repro.errors import RunFailed
-from repro.step import PLAIN, Stepper
+from repro.phases import PLAIN
+from repro.step import Stepper
 
 FP16 = PLAIN.model_copy(update={"precision": "fp16"})
 SAVED = range(1, STEPS, 2)  # a state is saved after each of these steps, counted from 0; after the last one the network

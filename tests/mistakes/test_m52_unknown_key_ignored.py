@@ -13,8 +13,9 @@ import yaml
 from proof import Proof
 from pydantic import BaseModel
 
-from repro import cli, config
+from repro import config
 from repro.errors import BadInput
+from repro_tools import cli
 
 ROOT = Path(__file__).parents[2]
 

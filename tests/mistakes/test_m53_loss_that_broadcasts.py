@@ -13,13 +13,13 @@ from torch.nn.functional import mse_loss
 
 from nsgf import networks, phases
 from repro.config import load
-from repro.diagnose.bench import Bench
-from repro.diagnose.diagnostics import row_test
-from repro.diagnose.explanation import Place
-from repro.diagnose.hypotheses import findings
-from repro.diagnose.measured import Measured
 from repro.randomness import generator, seed_global_generators
 from repro.runtime import Runtime
+from repro_tools.diagnose.bench import Bench
+from repro_tools.diagnose.diagnostics import row_test
+from repro_tools.diagnose.explanation import Place
+from repro_tools.diagnose.hypotheses import findings
+from repro_tools.diagnose.measured import Measured
 
 CPU = torch.device("cpu")
 SMALL = {

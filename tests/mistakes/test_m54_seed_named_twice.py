@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from proof import Proof
 
-from repro import arguments, cli, run, run_command
+from repro import arguments, run, run_command
+from repro_tools import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,7 +96,9 @@ def made_once_where_they_start(monkeypatch):
     kept_as_named(monkeypatch)
     real = run_command.execute_many
     monkeypatch.setattr(
-        run_command, "execute_many", lambda plans, seeds, *rest: real(plans, list(dict.fromkeys(seeds)), *rest)
+        run_command,
+        "execute_many",
+        lambda program, plans, seeds, *rest: real(program, plans, list(dict.fromkeys(seeds)), *rest),
     )
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.diagnose import BUGS, CLASSIFIER, FLOW, IMAGE_PREDICTOR, PREDICTOR, kinds
-from repro.diagnose.curves import (
+from repro_tools.diagnose.curves import (
     ENDS_ABOVE_LEAST,
     FALLS_MUCH,
     PEAK_OVER_MEDIAN,
     curve_findings,
     shape,
 )
-from repro.diagnose.explanation import Place
+from repro_tools.diagnose.explanation import Place
 
 RECORDS = sorted((Path(__file__).parents[2] / "reference_impl/reports/records").glob("*.json"))
 HERE = [

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import image_runs
 from repro.method import find_project
-from repro.report.results import read_records
+from repro_tools.report.results import read_records
 
 RECORDS = read_records(find_project(image_runs.ROOT).reports / "records")
 

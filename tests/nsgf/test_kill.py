@@ -20,10 +20,11 @@ from forked import run
 from tiny_project import DIGITS, POINTS, merged, write_project
 
 from nsgf import phases
-from repro import checkpoint, cli
+from repro import checkpoint
 from repro import phases as training
 from repro import run as running
 from repro.step import Stepper
+from repro_tools import cli
 
 PHASES = [phases.VelocityField, phases.StraightFlow, phases.TimePredictor, phases.FeatureClassifier]
 KINDS = {

@@ -15,12 +15,12 @@ from nsgf import sinkhorn, unet
 from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
 from repro.config import load
-from repro.memory.estimate import Planned
-from repro.memory.fake import CPU, networks
-from repro.memory.footprint import of_evaluation, of_phase, of_step
 from repro.method import find_project
 from repro.randomness import generator
 from repro.runtime import Runtime
+from repro_tools.memory.estimate import Planned
+from repro_tools.memory.fake import CPU, networks
+from repro_tools.memory.footprint import of_evaluation, of_phase, of_step
 
 PROJECT = find_project(benchmark.ROOT)
 SMALL = ["phases.*.batch_size=2", "phases.*.pool.batch_size=32"]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from repro import cli
 from repro.config import parse_yaml, validate
 from repro.method import find_project
-from repro.report.checklist import checklist
-from repro.report.gather import gather
-from repro.report.judge import REPRODUCED, unexplained
-from repro.report.note import FIGURE_WORDS, MOST_CLAIMS, PAGE_WORDS, PAGES, choose, write_note
-from repro.spec import Gap, Withdrawal, load_spec
+from repro_tools import cli
+from repro_tools.report.checklist import checklist
+from repro_tools.report.gather import gather
+from repro_tools.report.judge import REPRODUCED, unexplained
+from repro_tools.report.note import FIGURE_WORDS, MOST_CLAIMS, PAGE_WORDS, PAGES, choose, write_note
+from repro_tools.spec import Gap, Withdrawal, load_spec
 
 PROJECT = find_project(Path(__file__).parent)
 SPEC = load_spec(PROJECT.spec)

@@ -12,9 +12,9 @@ from nsgf.phases import interpolate, make_phases, make_velocity, optimal_assignm
 from repro.config import load
 from repro.errors import BadInput
 from repro.method import find_project
+from repro.phases import PLAIN
 from repro.randomness import generator
 from repro.runtime import Runtime
-from repro.step import PLAIN
 
 CPU = Runtime(torch.device("cpu"))
 PROJECT = find_project(Path(__file__).parent)

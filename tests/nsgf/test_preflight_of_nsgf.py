@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from nsgf import data, images, phases
-from repro.cli import main
 from repro.config import load
 from repro.method import find_project
-from repro.preflight.checks import CHECKS
-from repro.preflight.command import of_experiment
-from repro.preflight.inspection import Question
 from repro.runtime import Runtime
+from repro_tools.cli import main
+from repro_tools.preflight.checks import CHECKS
+from repro_tools.preflight.command import of_experiment
+from repro_tools.preflight.inspection import Question
 
 ROOT = images.Path(__file__).parents[2]
 PROJECT = find_project(ROOT)

@@ -9,8 +9,8 @@ from torch import nn
 from nsgf import images, inception, metrics, phases, probes, sinkhorn
 from repro.config import load
 from repro.method import find_project
-from repro.probe import probe
 from repro.runtime import Runtime
+from repro_tools.probe import probe
 
 CPU = torch.device("cpu")
 PROJECT = find_project(images.Path(__file__).parent)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from repro.method import find_project
-from repro.report.gather import write_report
-from repro.report.judge import judge_all
-from repro.report.results import read_records
-from repro.spec import load_spec
+from repro_tools.report.gather import write_report
+from repro_tools.report.judge import judge_all
+from repro_tools.report.results import read_records
+from repro_tools.spec import load_spec
 
 PROJECT = find_project(Path(__file__).parent)
 RESULTS = json.loads((PROJECT.reports / "results.json").read_text())

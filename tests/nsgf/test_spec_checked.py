@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from repro.check.command import check_project
-from repro.check.paper import numbers, plain, read_paper
-from repro.check.sources import found_alone, not_found, quotes_alone
 from repro.method import find_project
-from repro.report.judge import INCONCLUSIVE, judge_all
-from repro.report.results import read_records
-from repro.spec import Claim, Setting, load_spec, passages
+from repro_tools.check.command import check_project
+from repro_tools.check.paper import numbers, plain, read_paper
+from repro_tools.check.sources import found_alone, not_found, quotes_alone
+from repro_tools.report.judge import INCONCLUSIVE, judge_all
+from repro_tools.report.results import read_records
+from repro_tools.spec import Claim, Setting, load_spec, passages
 
 ROOT = Path(__file__).parents[2]
 PROJECT = find_project(Path(__file__).parent)

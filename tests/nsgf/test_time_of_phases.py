@@ -8,11 +8,11 @@ import torch
 
 from benchmarks import step_time
 from repro.config import load
-from repro.memory.devices import find
-from repro.memory.duration import cost_of_evaluation, cost_of_phase, time_of
-from repro.memory.roofline import predict
 from repro.method import find_project
 from repro.runtime import Runtime
+from repro_tools.memory.devices import find
+from repro_tools.memory.duration import cost_of_evaluation, cost_of_phase, time_of
+from repro_tools.memory.roofline import predict
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

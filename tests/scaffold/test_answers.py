@@ -12,8 +12,8 @@ import yaml
 from conftest import PRESETS, ROOT, in_project, render
 
 from repro.config import read_yaml
-from repro.memory.devices import DEVICES, HERE
-from repro.spec import load_spec
+from repro_tools.memory.devices import DEVICES, HERE
+from repro_tools.spec import load_spec
 
 QUESTIONS = yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8"))
 TITLES = [

@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT, render
 
 from repro.config import flatten, read_yaml
-from repro.spec import claim_hashes, load_spec
+from repro_tools.spec import claim_hashes, load_spec
 
 PAGE = (ROOT / "tutorial/README.md").read_text(encoding="utf-8")
 FILES = ROOT / "tutorial/project"

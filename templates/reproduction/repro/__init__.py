@@ -1,5 +1,9 @@
-"""The reproduction kit: configuration, phases, pool, checkpoints, run records and verdicts.
+"""The engine: configurations, phases, pools, checkpoints, runs and their records.
 
 It never imports a method. A method describes itself in one `repro.method.Method` object that the project's
-`pyproject.toml` names, and the command `repro` finds it from there.
+`pyproject.toml` names, and `python -m repro` finds it from there. Nor does it import the tools (`repro_tools`), which
+know the specification and judge what it records.
 """
+
+INTERFACE = 1
+"""Of what the tools import from here. It rises when something that they use changes its meaning or goes."""

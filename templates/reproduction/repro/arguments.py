@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from repro.distributed import World
 from repro.errors import BadInput
 from repro.method import Project
+from repro.runtime import World
 
 
 def names(project: Project, patterns: list[str]) -> list[str]:
@@ -57,22 +57,6 @@ def positive(text: str) -> int:
 def seed(text: str) -> int:
     """A whole number of at least 0."""
     return _whole(text, 0)
-
-
-def hours(text: str) -> float:
-    """A finite number of hours above 0."""
-    return above_zero(text, "a number of hours above 0")
-
-
-def above_zero(text: str, expected: str) -> float:
-    """A finite number above 0; `expected` says of what, in the error."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"found '{text}', expected {expected}")
-    return value
 
 
 def add_experiments(parser: argparse.ArgumentParser, *, default_all: bool) -> None:

@@ -1,10 +1,10 @@
-"""The command line. Data on standard output, progress on standard error.
+"""`python -m repro`. Data on standard output, progress on standard error.
 
-Exit codes: 0 done, 1 a run failed or a check found a fault, 2 bad input (nothing written), 130 interrupted by Ctrl-C, 143
-ended by SIGTERM after saving, 141 nobody reads the output any more (`repro ... | head -1`). Runs that were interrupted or ended go on with --resume.
+Exit codes: 0 done, 1 a run failed, 2 bad input (nothing written), 130 interrupted by Ctrl-C, 143 ended by SIGTERM after
+saving, 141 nobody reads the output any more (`... | head -1`). Runs that were interrupted or ended go on with --resume.
 
-Each command is a module with `add_arguments(parser)` and `command(options) -> exit code`. Only the module of the command that was
-asked for is imported: `repro --help` must not wait for PyTorch.
+Each command is a module with `add_arguments(parser)` and `command(options) -> exit code`, which is imported only when it
+is asked for: `python -m repro --help` must not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from repro.errors import (
@@ -23,22 +24,14 @@ from repro.errors import (
     BadInput,
     RunFailed,
     Terminated,
+    termination,
 )
-from repro.termination import termination
 
 COMMANDS = {
-    "check": ("repro.check.command", "is the spec complete, sourced, and what the configurations say?"),
-    "probe": ("repro.probe", "call every library with the shapes of every experiment"),
-    "memory": ("repro.memory.command", "device memory and time of every phase, without a GPU"),
-    "preflight": ("repro.preflight.command", "all that can be known before a run, as one table"),
     "list": ("repro.list_command", "the experiments and their phases"),
     "run": ("repro.run_command", "train every phase of an experiment and evaluate it"),
-    "diagnose": ("repro.diagnose.command", "why does it not train? measured, with the next test to make"),
-    "evaluate": ("repro.evaluate", "judge the finished networks of a run anew"),
-    "report": ("repro.report.command", "judge every claim and write the results page"),
-    "notebook": ("repro.notebook.command", "a Kaggle or Colab notebook, session by session"),
 }
-"""The module and the purpose of each command, in the order of the work."""
+"""The module and the purpose of each command."""
 
 LONGEST_LINE = 1000
 """Of a message, in signs. The end is kept: it says what is expected."""
@@ -46,9 +39,20 @@ LONGEST_LINE = 1000
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+
+    def work() -> int:
+        options = parser(given[0] if given else None).parse_args(given)
+        return options.command(options)
+
+    return carried_out(work)
+
+
+def carried_out(work: Callable[[], int]) -> int:
+    """The exit code of a command: what it returns, or that of what stopped it, which is told in a line."""
     try:
         try:
-            return _run(arguments)
+            return _carried_out(work)
         finally:
             sys.stdout.flush()  # here, since at the end of the interpreter a broken pipe can no longer be caught
     except BrokenPipeError:
@@ -56,12 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_NO_READER
 
 
-def _run(arguments: list[str] | None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+def _carried_out(work: Callable[[], int]) -> int:
     try:
-        options = parser(arguments[0] if arguments else None).parse_args(arguments)
         with termination():
-            return options.command(options)
+            return work()
     except BadInput as error:
         for problem in error.problems:
             print(f"repro: {_one_line(problem)}", file=sys.stderr)
@@ -78,14 +80,16 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _one_line(problem: str) -> str:
-    """What was found may hold anything: line breaks that look like another message, colours of a terminal, a whole file."""
+    """What was found may hold anything: line breaks that look like another message, colours of a terminal, a file."""
     shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in problem)
-    return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE // 2]} ... {shown[-LONGEST_LINE // 3 :]}"
+    if len(shown) <= LONGEST_LINE:
+        return shown
+    return f"{shown[: LONGEST_LINE // 2]} ... {shown[-LONGEST_LINE // 3 :]}"
 
 
-def parser(asked: str | None) -> _Parser:
-    """The parser of all commands, with the options of the one that is asked for."""
-    whole = _Parser(prog="repro", description="Reproduce a paper: run its experiments, judge its claims.")
+def parser(asked: str | None) -> Parser:
+    """The parser of the engine's own commands, with the options of the one that is asked for."""
+    whole = Parser(prog="python -m repro", description="Trains and evaluates the experiments of a method.")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (module, purpose) in COMMANDS.items():
         one = commands.add_parser(name, help=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,7 +100,7 @@ def parser(asked: str | None) -> _Parser:
     return whole
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors in one line, as everywhere else; no abbreviated options."""
 
     def __init__(self, **arguments):

@@ -37,6 +37,8 @@ LEAST_SCALE = 2.0**-24
 """Of a loss in fp16. A gradient that overflows with less is above 10^12, or it is not finite in any
 precision."""
 
+MakeUpdate = Callable[[Phase[Any], int, Runtime], Update]
+
 Curve = list[tuple[int, float]]
 """Steps done, and a number after them."""
 
@@ -64,7 +66,7 @@ class Loop:
         seed: int,
         runtime: Runtime,
         earlier: Mapping[str, Networks],
-        make_update: Callable[[Phase[Any], int, Runtime], Update] = Update,
+        make_update: MakeUpdate = Update,
     ):
         if runtime.world.size > 1 and not isinstance(phase, SingleLossPhase):
             raise BadInput(
@@ -243,6 +245,7 @@ def run_phase(
     runtime: Runtime,
     pace: Pace,
     earlier: Mapping[str, Networks],
+    make_update: MakeUpdate = Update,
 ) -> PhaseResult:
     """Runs `phase` to its end, from the newest state in `folder` if there is one.
 
@@ -255,7 +258,7 @@ def run_phase(
     finished, identity = folder / FINISHED, {"phase": phase.name, **identity}
     if not finished.exists():
         # A function of its own, so that networks, optimisers and graphs are gone before the result is loaded.
-        _train(phase, folder, identity, seed, runtime, pace, earlier)
+        _train(phase, folder, identity, seed, runtime, pace, earlier, make_update)
         phase.release()
     runtime.world.barrier()
     if runtime.device.type == "cuda":
@@ -279,12 +282,13 @@ def _train(
     runtime: Runtime,
     pace: Pace,
     earlier: Mapping[str, Networks],
+    make_update: MakeUpdate,
 ) -> None:
     device, world = runtime.device, runtime.world
     running, scratch = folder / RUNNING, folder / "scratch"
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    loop = Loop(phase, seed=seed, runtime=runtime, earlier=earlier)
+    loop = Loop(phase, seed=seed, runtime=runtime, earlier=earlier, make_update=make_update)
     spent_s, watched, versions = 0.0, list[tuple[int, dict[str, float]]](), [_versions()]
     before = _newest_state(running, identity, world)
     if before is not None:
@@ -351,24 +355,32 @@ def _load_finished(
     earlier: Mapping[str, Networks],
 ) -> PhaseResult:
     state = _matching(checkpoint.load(path), path, identity)
-    if "model" in state:  # of version 0.1
-        state |= {"networks": {"model": state["model"]}, "curves": {"loss": state["curve"]}, "versions": []}
     with _fitting(path, phase):
         _steps_done(state, [phase.steps])
-        networks = dict(phase.rebuilt(earlier))
-        if set(networks) != set(state["networks"]):
-            raise ValueError(f"found the networks {sorted(state['networks'])}, expected {sorted(networks)}")
-        for name, network in networks.items():
-            network.load_state_dict(state["networks"][name])
+        networks = Networks(dict(phase.rebuilt(earlier)))
+        load_networks(networks, state)
+        curves = state["curves"] if "curves" in state else {"loss": state["curve"]}  # of version 0.1
         return PhaseResult(
-            Networks(networks).to(device).eval().requires_grad_(False),
-            {name: [(step, value) for step, value in curve] for name, curve in state["curves"].items()},
+            networks.to(device).eval().requires_grad_(False),
+            {name: [(step, value) for step, value in curve] for name, curve in curves.items()},
             [(step, values) for step, values in state.get("watched", [])],
             state["wall_s"],
             state["prepare_s"],
             state["peak_device_bytes"],
-            state["versions"],
+            state.get("versions", []),
         )
+
+
+def load_networks(networks: Networks, state: Mapping[str, Any]) -> None:
+    """Loads the networks of a finished phase's state, also of version 0.1, which had one and called it `model`.
+
+    Raises ValueError for networks of other names, RuntimeError for other weights.
+    """
+    saved = state["networks"] if "networks" in state else {"model": state["model"]}
+    if set(networks) != set(saved):
+        raise ValueError(f"found the networks {sorted(saved)}, expected {sorted(networks)}")
+    for name, network in networks.items():
+        network.load_state_dict(saved[name])
 
 
 def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a method tells the kit about itself, and how the kit finds it."""
+"""What a method tells the engine about itself, and how the engine finds it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import repro
 from repro.config import RunConfig, matches
 from repro.errors import BadInput
-from repro.phases import Phase, Work
+from repro.phases import Networks, Phase, Work
 from repro.runtime import Runtime
 
 
@@ -53,11 +53,13 @@ class Method:
     evaluate: (configuration, finished networks by phase, seed, runtime) -> metrics; a claim of the spec names its
     metric by the same dotted name. One process calls it, also where several trained, without gradients: a metric that needs them
     enters torch.enable_grad().
-    report_sections: (judgements, records, runs folder, report folder) -> Markdown; draws figures into the report folder.
+    report_sections: (judgements, records, runs folder, report folder) -> Markdown; draws figures into the report folder. As
+    "package.module:function" where that module needs more than a run has: the tools, matplotlib. Only a report imports it then.
 
     The rest is what the commands before a run go by, and may be left out:
 
-    probes: (configuration, runtime) -> the library calls of an experiment, with its shapes (`repro probe`).
+    probes: (configuration, runtime) -> the library calls of an experiment, with its shapes (`repro probe`); or the name of such a
+    function, as above.
     tiny: overrides that make an experiment a run of seconds, or such overrides for each pattern of names, of which the first
     that matches counts; one that matches nothing in an experiment is passed over there (`repro preflight`, which does two steps
     of each phase and sets phases.*.iterations to 2 before these overrides, and to twice what they are after them). What a method does
@@ -65,17 +67,17 @@ class Method:
     evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device (`repro memory`). Only
     the networks are made of fake tensors when it is called; each `run` is called on fake tensors, without gradients.
     placeholder: in words, what of the method still stands in for the paper's ("the toy phases of the template"); empty when nothing
-    does. As long as it is not, no run gets a verdict (repro/placeholders.py).
+    does. As long as it is not, no run gets a verdict.
     """
 
     name: str
     config: type[RunConfig] | Mapping[str, type[RunConfig]]
-    phases: Callable[[Any, Runtime], Sequence[Phase]]
-    evaluate: Callable[[Any, Mapping[str, nn.Module], int, Runtime], Evaluation]
-    report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str]
-    probes: Callable[[Any, Runtime], Sequence[Probe]] = lambda config, runtime: ()
+    phases: Callable[[Any, Runtime], Sequence[Phase[Any]]]
+    evaluate: Callable[[Any, Mapping[str, Networks], int, Runtime], Evaluation]
+    report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str] | str
+    probes: Callable[[Any, Runtime], Sequence[Probe]] | str = lambda config, runtime: ()
     tiny: Sequence[str] | Mapping[str, Sequence[str]] = ()
-    evaluation_work: Callable[[Any, Mapping[str, nn.Module], Runtime], Sequence[Work]] = (
+    evaluation_work: Callable[[Any, Mapping[str, Networks], Runtime], Sequence[Work]] = (
         lambda config, models, runtime: ()
     )
     placeholder: str = ""
@@ -137,8 +139,8 @@ class NoMethod(BadInput):
 def find_project(start: Path) -> Project:
     """The project at or above `start`: the nearest pyproject.toml with a [tool.repro] table.
 
-    `method = "package.module:OBJECT"` names the Method; `root` (default ".") is where spec.yaml lies. Raises BadInput; where
-    only the method cannot be imported yet, NoMethod.
+    `method = "package.module:OBJECT"` names the Method; `root` (default ".") is where configs/ lie, `engine` (default: `root`)
+    the folder in which repro/ lies. Raises BadInput; where only the method cannot be imported yet, NoMethod.
     """
     for folder in (start, *start.parents):
         path = folder / "pyproject.toml"
@@ -158,11 +160,12 @@ def find_project(start: Path) -> Project:
 def _project(path: Path, table: dict) -> Project:
     root = path.parent / str(table.get("root", "."))
     if not root.is_dir():
-        raise BadInput(f"{path}: tool.repro.root: found no folder {root}, expected the one of spec.yaml and configs/")
-    kit = root / "repro" / "__init__.py"
-    if kit.exists() and not kit.samefile(repro.__file__):
+        raise BadInput(f"{path}: tool.repro.root: found no folder {root}, expected the one of configs/")
+    engine = path.parent / str(table["engine"]) if "engine" in table else root
+    top = engine / "repro" / "__init__.py"
+    if top.exists() and not top.samefile(repro.__file__):
         raise BadInput(
-            f"{path}: found the kit of {Path(repro.__file__).parent} running, expected {kit.parent}; use python -m repro in {root}"
+            f"{path}: found the kit of {Path(repro.__file__).parent} running, expected {top.parent}; use python -m repro in {engine}"
         )
     module_name, colon, attribute = str(table.get("method", "")).partition(":")
     if not colon:

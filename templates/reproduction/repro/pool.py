@@ -21,8 +21,7 @@ from torch import Tensor
 
 from repro.checkpoint import flush
 from repro.errors import RunFailed
-from repro.runinfo import available_host_bytes
-from repro.runtime import PoolStorage
+from repro.runtime import PoolStorage, available_host_bytes
 
 DTYPES = {torch.float32: ("F32", np.float32), torch.float16: ("F16", np.float16)}
 DTYPE_OF = {name: dtype for dtype, (name, _) in DTYPES.items()}

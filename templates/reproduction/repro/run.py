@@ -2,59 +2,71 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
+import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from safetensors.torch import save_file
-from torch import nn
 
 from repro.checkpoint import Damaged, flush, previous, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import EXIT_OK, BadInput, Terminated
-from repro.lock import alone_in
+from repro.loop import FINISHED, RUNNING, Curve, PhaseResult, run_phase
 from repro.method import Evaluation, Project
-from repro.phases import RUNNING, Phase, PhaseResult, run_phase
-from repro.placeholders import of_run
-from repro.progress import progress
+from repro.phases import Networks, Phase
 from repro.randomness import seed_global_generators
-from repro.runinfo import describe, loaded, peak_host_bytes, renewed
-from repro.runtime import Runtime, deterministic
-from repro.spec import check_experiment, claim_hashes, load_spec
-from repro.step import arithmetic, check_precision
+from repro.runtime import (
+    Runtime,
+    arithmetic,
+    check_precision,
+    deterministic,
+    imported_versions,
+    machine,
+    peak_host_bytes,
+    progress,
+)
 
-RECORD, CONFIG, TENSORS = "record.json", "config.yaml", "tensors.safetensors"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+RECORD, CONFIG, SPEC, TENSORS = "record.json", "config.yaml", "spec.yaml", "tensors.safetensors"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `repro run` was asked to do for one experiment: checked, nothing written yet."""
+    """What is to be done for one experiment: its configuration was checked, nothing is written yet.
+
+    `shipped` is the configuration as its file has it, `config` the one with the overrides. `changes` is what each override did,
+    `departures` what of it shapes the result.
+    """
 
     project: Project
     experiment: str
+    shipped: RunConfig
     config: RunConfig
     changes: list[Change]
     departures: list[Change]
-    claims: dict[str, str]
-    seeds: list[int]
-    """Those that the spec plans."""
-    placeholders: list[str]
-    """What a run is made with and is still to be filled in."""
 
 
 def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
-    """Reads and checks configuration and spec. Raises BadInput; writes nothing."""
+    """Reads and checks the configuration. Raises BadInput; writes nothing."""
     known = project.experiments()
     if experiment not in known:
         raise BadInput(
@@ -66,24 +78,31 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
         raise BadInput(
             f"{path}: experiment: found '{shipped.experiment}', expected '{experiment}', the name of the file"
         )
-    spec = load_spec(project.spec)
-    check_experiment(spec, project.spec, experiment, shipped, path)
     config, changes = load(project.config_class(experiment), path, overrides)
     if config.experiment != experiment:
         raise BadInput(
             f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden"
         )
-    departures = differences(shaping(shipped), shaping(config))
-    places = of_run(project.method.placeholder, spec, experiment, config)
-    return Plan(project, experiment, config, changes, departures, claim_hashes(spec, experiment), spec.seeds, places)
+    return Plan(project, experiment, shipped, config, changes, differences(shaping(shipped), shaping(config)))
 
 
 def run_folder(runs: Path, experiment: str, seed: int) -> Path:
     return runs / experiment / f"seed-{seed}"
 
 
-def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, resume_phase: int | None) -> Path:
+def execute(
+    plan: Plan,
+    seed: int,
+    runs: Path,
+    runtime: Runtime,
+    resume: bool,
+    resume_phase: int | None,
+    gate: Mapping[str, Any] | None = None,
+) -> Path:
     """Trains every phase and evaluates. Returns the run folder. An interrupted run goes on from its last saved state.
+
+    The text of the project's spec.yaml, if it has one, is kept in the folder as it is now, unread. `gate` is what was fixed by it
+    before the run, by whoever read it: its entries become the record's.
 
     Raises BadInput when the folder holds a run and `resume` is not set, or holds a run of another configuration, or
     when a phase asks for what the machine does not have; then nothing was written. Raises BadInput too while another process is
@@ -97,12 +116,12 @@ def execute(plan: Plan, seed: int, runs: Path, runtime: Runtime, resume: bool, r
     messages = _check_machine(folder, phases, runtime, resume_phase)
     world.barrier()  # nothing is written until every process has looked
     if not world.first:
-        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase)
+        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase, gate)
     _make_folder(folder)
     with alone_in(folder):
         # Again: another process may have begun the run, or ended it, since.
         _check_folder(plan, folder, phases, resume, resume_phase)
-        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase)
+        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase, gate)
 
 
 def _execute(
@@ -110,22 +129,24 @@ def _execute(
     seed: int,
     folder: Path,
     runtime: Runtime,
-    phases: list[Phase],
+    phases: list[Phase[Any]],
     messages: list[str],
     resume: bool,
     resume_phase: int | None,
+    gate: Mapping[str, Any] | None,
 ) -> Path:
-    world = runtime.world
+    world, fixed = runtime.world, {}
     if world.first:
         if resume_phase is not None:
             _set_aside(folder, phases, resume_phase)
         _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
+        fixed = _fixed_before(plan, folder, gate)
         for line in [_where(folder, phases)] * resume + messages:
             print(f"{folder}: {line}", file=sys.stderr)
     world.barrier()
 
     info, before = describe(plan.project.root, runtime), loaded()
-    with deterministic(runtime.device), arithmetic("float32"):
+    with deterministic(runtime.device, runtime.determinism), arithmetic("float32"):
         results: dict[str, PhaseResult] = {}
         for number, phase in enumerate(phases, start=1):
             try:
@@ -133,12 +154,12 @@ def _execute(
             except Damaged as error:
                 raise BadInput(f"{error}; start phase {number} over with --resume-phase {number}") from None
         if world.first:
-            _evaluate(plan, seed, folder, runtime, results, info, before)
+            _evaluate(plan, seed, folder, runtime, results, fixed, info, before)
     return folder
 
 
 def _train(
-    plan: Plan, seed: int, folder: Path, runtime: Runtime, number: int, phase: Phase, results: dict[str, PhaseResult]
+    plan: Plan, seed: int, folder: Path, runtime: Runtime, number: int, phase: Phase[Any], results: dict[str, PhaseResult]
 ) -> None:
     """Adds a phase's result to those before it: trained, or read where it is finished."""
     results[phase.name] = run_phase(
@@ -148,7 +169,7 @@ def _train(
         seed=seed,
         runtime=runtime,
         pace=plan.config.pace,
-        earlier={name: result.model for name, result in results.items()},
+        earlier={name: result.networks for name, result in results.items()},
     )
 
 
@@ -158,10 +179,11 @@ def _evaluate(
     folder: Path,
     runtime: Runtime,
     results: dict[str, PhaseResult],
+    fixed: dict[str, Any],
     info: dict[str, Any],
     before: frozenset[str],
 ) -> None:
-    models = {name: result.model for name, result in results.items()}
+    models = {name: result.networks for name, result in results.items()}
     evaluation, evaluation_s = measure(plan, seed, models, runtime)
     sweep(folder)
     save_tensors(folder / TENSORS, evaluation)
@@ -171,9 +193,7 @@ def _evaluate(
         "config": plan.config.model_dump(mode="json"),
         "config_hash": digest(plan.config),
         "departures": [str(change) for change in plan.departures],
-        "claims": plan.claims,
-        "planned_seeds": plan.seeds,
-        "placeholders": plan.placeholders,
+        **fixed,
         **renewed(info, before),
         "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()}
         | {"evaluate": round(evaluation_s, 2)},
@@ -182,18 +202,41 @@ def _evaluate(
         "peak_host_mib": round(peak_host_bytes() / 2**20, 1),
         "peak_device_mib": {name: round(result.peak_device_bytes / 2**20, 1) for name, result in results.items()},
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
-        "curves": {
-            name: [(step, float(f"{loss:.6g}")) for step, loss in result.curve] for name, result in results.items()
-        },
+        "curves": {name: _rounded(result.curves) for name, result in results.items()},
     }
     if watched := {name: result.watched for name, result in results.items() if result.watched}:
         record["watched"] = watched
+    if resumed := {name: result.versions for name, result in results.items() if len(result.versions) > 1}:
+        record["resumed_under"] = resumed
     write_record(folder / RECORD, record)
-    for line in unmeasured(plan, record):
-        print(f"repro: warning: {line}", file=sys.stderr)
 
 
-def measure(plan: Plan, seed: int, models: Mapping[str, nn.Module], runtime: Runtime) -> tuple[Evaluation, float]:
+def _rounded(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """Six digits: a record is for readers."""
+    return {name: [(step, float(f"{value:.6g}")) for step, value in curve] for name, curve in curves.items()}
+
+
+def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the record says of the specification. Keeps its text in the folder.
+
+    Without a gate nobody has read it yet: the text is all that the claims can be held against later, and that the method was
+    still a stand-in must be said here.
+    """
+    if gate is None:
+        fixed = {"method_placeholder": plan.project.method.placeholder} if plan.project.method.placeholder else {}
+    else:
+        fixed = dict(gate)
+    try:
+        text = plan.project.spec.read_bytes()
+    except FileNotFoundError:
+        return fixed
+    except OSError as error:
+        raise BadInput(f"{plan.project.spec}: cannot be read ({error.strerror}), expected a file or none") from None
+    _write_bytes(folder / SPEC, text)
+    return fixed | {"spec_sha256": hashlib.sha256(text).hexdigest()}
+
+
+def measure(plan: Plan, seed: int, models: Mapping[str, Networks], runtime: Runtime) -> tuple[Evaluation, float]:
     """What the method's evaluation says of finished networks, and the seconds it took. Writes nothing."""
     began = time.perf_counter()
     seed_global_generators(seed, "evaluate")
@@ -226,8 +269,8 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
     phases = plan.project.method.phases(plan.config, runtime)
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
-        if not (own / "model.safetensors").exists():
-            raise BadInput(f"{own}: found no model.safetensors, expected phase {phase.name} to be finished")
+        if not (own / FINISHED).exists():
+            raise BadInput(f"{own}: found no {FINISHED}, expected phase {phase.name} to be finished")
     results: dict[str, PhaseResult] = {}
     for number, phase in enumerate(phases, start=1):
         _train(plan, seed, folder, runtime, number, phase, results)
@@ -235,6 +278,7 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
 
 
 def execute_many(
+    program: str,
     plans: list[Plan],
     seeds: list[int],
     runs: Path,
@@ -244,8 +288,9 @@ def execute_many(
 ) -> list[str]:
     """Runs every (experiment, seed) in `jobs` processes at a time. Returns a line per run that failed.
 
-    `arguments` are the options that each process gets besides its experiment and seed. The processes share the cores,
-    unless OMP_NUM_THREADS says otherwise. `finished` is called for each run that did not fail, as it ends. A SIGTERM is passed on to them, and Terminated raised after they have ended.
+    Each process is `python -m PROGRAM run`; `arguments` are the options that it gets besides its experiment and seed. The processes
+    share the cores, unless OMP_NUM_THREADS says otherwise. `finished` is called for each run that did not fail, as it ends. A
+    SIGTERM is passed on to them, and Terminated raised after they have ended.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     tasks = [(plan, seed) for seed in seeds for plan in plans]
@@ -256,25 +301,17 @@ def execute_many(
         experiment, seed = task[0].experiment, task[1]
         folder = run_folder(runs, experiment, seed)
         _make_folder(folder)
-        command = [
-            sys.executable,
-            "-m",
-            "repro",
-            "run",
-            experiment,
-            "--seeds",
-            str(seed),
-            "--runs",
-            str(runs),
-            *arguments,
-        ]
+        command = [sys.executable, "-m", program, "run", experiment, "--seeds", str(seed), "--runs", str(runs)]
         log = folder / "output.log"
         with log.open("ab") as output:
             with starts:
                 if ending:
                     return None
                 process = subprocess.Popen(
-                    command, stdout=output, stderr=output, env={"OMP_NUM_THREADS": str(threads)} | os.environ
+                    [*command, *arguments],
+                    stdout=output,
+                    stderr=output,
+                    env={"OMP_NUM_THREADS": str(threads)} | os.environ,
                 )
                 running.append(process)
             code = process.wait()
@@ -303,28 +340,14 @@ def holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def unmeasured(plan: Plan, record: dict[str, Any]) -> list[str]:
-    """A line for each claim of the experiment that names a metric which the evaluation did not give."""
-    lines, spec = [], load_spec(plan.project.spec)
-    for claim in spec.claims_of(plan.experiment):
-        for name in filter(None, (*claim.operands, claim.floor)):
-            if name not in record["metrics"]:
-                close = difflib.get_close_matches(name, list(record["metrics"]), n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                lines.append(
-                    f"{plan.project.spec}: claim {claim.id}: found metric '{name}', which no evaluation gave{hint}"
-                )
-    return lines
-
-
-def _check_machine(folder: Path, phases: list[Phase], runtime: Runtime, resume_phase: int | None) -> list[str]:
+def _check_machine(folder: Path, phases: list[Phase[Any]], runtime: Runtime, resume_phase: int | None) -> list[str]:
     """What the phases that are still to run say about this machine. Raises BadInput for what it does not have."""
     messages = []
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
         starts_over = resume_phase is not None and number >= resume_phase
-        if starts_over or not (own / "model.safetensors").exists():
-            check_precision(phase.options, phase.name, runtime.device)
+        if starts_over or not (own / FINISHED).exists():
+            check_precision(phase.precision, phase.name, runtime.device)
             messages += [f"{number} {phase.name}: {line}" for line in phase.check(own)]
     return messages
 
@@ -340,28 +363,28 @@ def _identity(plan: Plan, seed: int) -> dict[str, Any]:
     return {"seed": seed, "config": shaping(plan.config)}
 
 
-def _where(folder: Path, phases: list[Phase]) -> str:
+def _where(folder: Path, phases: list[Phase[Any]]) -> str:
     """At which phase a run goes on, in words."""
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
-        if not (own / "model.safetensors").exists():
+        if not (own / FINISHED).exists():
             saved = (own / RUNNING).exists() or previous(own / RUNNING).exists()
             state = "from its last saved state" if saved else "from its beginning"
             return f"goes on at phase {number} {phase.name}, {state}"
     return "goes on at the evaluation"
 
 
-def _phase_folder(folder: Path, number: int, phase: Phase) -> Path:
+def _phase_folder(folder: Path, number: int, phase: Phase[Any]) -> Path:
     return folder / f"{number}-{phase.name}"
 
 
-def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, resume_phase: int | None) -> None:
+def _check_folder(plan: Plan, folder: Path, phases: list[Phase[Any]], resume: bool, resume_phase: int | None) -> None:
     if resume_phase is not None:
         if not 1 <= resume_phase <= len(phases):
             names = ", ".join(f"{number} {phase.name}" for number, phase in enumerate(phases, start=1))
             raise BadInput(f"--resume-phase: found {resume_phase}, expected one of: {names}")
         for number, phase in enumerate(phases[: resume_phase - 1], start=1):
-            needed = _phase_folder(folder, number, phase) / "model.safetensors"
+            needed = _phase_folder(folder, number, phase) / FINISHED
             if not needed.exists():
                 raise BadInput(
                     f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} ({phase.name}) to be finished"
@@ -383,7 +406,7 @@ def _check_folder(plan: Plan, folder: Path, phases: list[Phase], resume: bool, r
         )
 
 
-def _set_aside(folder: Path, phases: list[Phase], first: int) -> None:
+def _set_aside(folder: Path, phases: list[Phase[Any]], first: int) -> None:
     """Moves what phase `first` and the later ones left behind out of the way. Nothing is deleted."""
     archive = next_archive(folder)
     old = [_phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first]
@@ -404,12 +427,89 @@ def next_archive(folder: Path) -> Path:
 
 
 def _write_text(path: Path, text: str) -> None:
+    _write_bytes(path, text.encode())
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
-    with writing(path, needed=len(text)):
+    with writing(path, needed=len(content)):
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             flush(partial)
             os.replace(partial, path)
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within this block no other process of this machine is in one for the same folder. Raises BadInput when another one is.
+
+    Where the system or the file system knows no such lock, none is taken.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"{folder}: found another process at work on this run, expected none; wait until it has ended, or stop it"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def describe(root: Path, runtime: Runtime) -> dict[str, Any]:
+    """Plain data about this process: command, commit, versions, machine, start time."""
+    return {
+        "command": " ".join(["repro", *sys.argv[1:]]),
+        "commit": _commit_of_this_process(root),
+        "versions": _versions(),
+        "machine": machine(runtime.device),
+        "processes": runtime.world.size,
+        "determinism": runtime.determinism,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@functools.cache
+def _commit_of_this_process(root: Path) -> str:
+    """As it was at the first of several seeds: the code was read before, and somebody may commit while they run."""
+    return git_commit(root)
+
+
+def loaded() -> frozenset[str]:
+    """The names of all packages of which this process has imported something."""
+    return frozenset(name.partition(".")[0] for name in sys.modules)
+
+
+def renewed(info: dict[str, Any], before: frozenset[str]) -> dict[str, Any]:
+    """`info` with the versions of what was imported since `before` was all that was loaded: a data set's reader, a metric."""
+    return info if loaded() <= before else info | {"versions": _versions()}
+
+
+def git_commit(root: Path) -> str:
+    """The commit of the code, with "+changes" when tracked files differ from it, "none" outside a repository."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return "none"
+    return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **imported_versions()}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

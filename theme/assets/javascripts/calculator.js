@@ -15,7 +15,7 @@
     select.replaceChildren(...values.map(value => new Option(value, value, false, String(value) === String(chosen))))
   }
 
-  // As repro.memory rounds: two decimals of a GiB or MiB, two digits of hours or minutes.
+  // As repro_tools.memory rounds: two decimals of a GiB or MiB, two digits of hours or minutes.
   function size(bytes, unit = GIB) {
     const number = bytes / unit
     return number > 0 && number < 0.005 ? "<0.01" : withCommas(number, 2)

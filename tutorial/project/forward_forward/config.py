@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from repro.config import RunConfig, Section
-from repro.step import StepOptions
+from repro.phases import StepOptions
 
 
 class Data(Section):

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from repro.report.judge import Judgement
 from repro.run import TENSORS, run_folder
+from repro_tools.report.judge import Judgement
 
 from .data import CLASSES
 
@@ -59,7 +59,7 @@ def loss_curves(records: Sequence[Mapping]) -> plt.Figure:
     figure, row = plt.subplots(1, len(phases), figsize=(4 * len(phases), 3), layout="constrained", squeeze=False)
     for axes, phase in zip(row[0], phases, strict=True):
         for record in records:
-            axes.plot(*zip(*record["curves"][phase], strict=True), label=f"seed {record['seed']}", linewidth=1)
+            axes.plot(*zip(*record["curves"][phase]["loss"], strict=True), label=f"seed {record['seed']}", linewidth=1)
         axes.set(title=phase, xlabel="step", ylabel="loss", yscale="log")
     row[0][0].legend()
     return figure

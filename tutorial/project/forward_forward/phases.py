@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from repro.phases import Phase
+from repro.phases import Phase, SingleLossPhase
 from repro.runtime import Runtime
 
 from . import data
@@ -36,7 +36,7 @@ def wrong_labels(logits: Tensor, labels: Tensor, uniforms: Tensor) -> Tensor:
     return choose(others.softmax(1), uniforms)
 
 
-class OnImages(Phase):
+class OnImages(SingleLossPhase):
     """What the phases share: minibatches of the training images, drawn with replacement."""
 
     def __init__(self, config: Config, runtime: Runtime, own: Training):

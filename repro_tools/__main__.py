@@ -1,0 +1,3 @@
+from repro_tools.cli import main
+
+raise SystemExit(main())

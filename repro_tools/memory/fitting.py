@@ -1,0 +1,88 @@
+"""The largest minibatch with which a phase fits into a device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from repro.config import load
+from repro.errors import BadInput
+from repro.method import Project
+from repro.runtime import Runtime
+from repro_tools.memory.fake import CPU, CannotRehearse
+from repro_tools.memory.footprint import Footprint, needed, of_phase
+
+PROBES = 4
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """Overrides with which a phase fits, for as many examples in all; `needed` bytes of the device. `changes`: what else they change."""
+
+    overrides: tuple[str, ...]
+    needed: int
+    changes: str
+
+
+def smaller_minibatch(
+    project: Project, experiment: str, overrides: list[str], found: Footprint, room: int, processes: int = 1
+) -> Smaller | str:
+    """The largest minibatch of the phase of `found` that needs at most `room` bytes, or one line that says why there is none.
+
+    A configuration has it, by convention, as `phases.<name>.batch_size` beside `phases.<name>.iterations`.
+    """
+    path, key = project.experiments()[experiment], f"phases.{found.name}"
+
+    def phases(batch_size: int) -> list:
+        config, _ = load(project.config_class(experiment), path, [*overrides, f"{key}.batch_size={batch_size}"])
+        return list(project.method.phases(config, Runtime(CPU)))
+
+    def needs(batch_size: int) -> int:
+        names = [phase.name for phase in phases(batch_size)]
+        index = names.index(found.name)
+        one = of_phase(phases(batch_size)[index], phases(batch_size)[:index], processes=processes, work=False)
+        return needed(one, one.parts[0], processes)
+
+    batch_size = found.rows * processes
+    try:
+        size = largest(
+            needs, batch_size, needed(found, found.parts[0], processes), room, processes, found.parts[0].times
+        )
+    except (BadInput, CannotRehearse) as error:
+        return f"no smaller minibatch was found: {error}"
+    if size is None:
+        return (
+            "not even a minibatch of one example fits: the networks, gradients and the optimiser's state are too large"
+        )
+    iterations = -(-batch_size * found.parts[0].times // size)
+    (phase,) = (phase for phase in phases(size) if phase.name == found.name)
+    return Smaller((f"{key}.batch_size={size}", f"{key}.iterations={iterations}"), needs(size), phase.minibatch_defines)
+
+
+def largest(
+    needs: Callable[[int], int], batch_size: int, size_now: int, room: int, multiple: int = 1, iterations: int = 1
+) -> int | None:
+    """The largest size below `batch_size` with needs(size) <= room, verified; None when one `multiple` is too large already.
+
+    Memory grows in proportion to the minibatch, above what is always there: two points give the line, and each guess is tried.
+    Sizes that divide batch_size * iterations are preferred, when there is one within a fifth: then as many examples are seen.
+    """
+    low = max(multiple, batch_size // 2 // multiple * multiple)
+    if low >= batch_size:
+        return None
+    at_low = needs(low)
+    slope = (size_now - at_low) / (batch_size - low)
+    guess = low if slope <= 0 else low + int((room - at_low) // slope)
+    for _ in range(PROBES):
+        guess = min(guess, batch_size - multiple) // multiple * multiple
+        if guess < multiple:
+            break
+        guess = next(_divisors(guess, multiple, batch_size * iterations), guess)
+        if needs(guess) <= room:
+            return guess
+        guess = int(guess * 0.95) if guess > 20 * multiple else guess - multiple
+    return multiple if needs(multiple) <= room else None
+
+
+def _divisors(guess: int, multiple: int, examples: int) -> Iterator[int]:
+    return (size for size in range(guess, int(guess * 0.8), -1) if size % multiple == 0 and examples % size == 0)

@@ -1,0 +1,31 @@
+"""Phases with a loop of their own, for commands that know one network with one loss only: they say so and measure nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from repro.phases import Phase, SingleLossPhase
+
+EXIT_NOT_MEASURED = 3
+"""Neither a fault nor a pass: the command cannot look at what it was asked about."""
+
+
+class NotMeasured(Exception):
+    """What a command was asked about and cannot look at, a line each."""
+
+    def __init__(self, *lines: str):
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+def own_loops(phases: Iterable[Phase[Any]]) -> list[str]:
+    """The names of the phases that have a loop of their own."""
+    return [phase.name for phase in phases if not isinstance(phase, SingleLossPhase)]
+
+
+def require_single_loss(phases: Iterable[Phase[Any]], experiment: str) -> None:
+    """Raises NotMeasured where one of the phases has a loop of its own."""
+    found = own_loops(phases)
+    if found:
+        raise NotMeasured(*(f"{experiment}: phase {name}: not measured: own loop" for name in found))

@@ -1,0 +1,394 @@
+"""Two processes of one run, joined by gloo as torchrun joins them, against one process with the same minibatches."""
+
+import gc
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import weakref
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from forked import LONGEST_S, LOOPBACK, run, run_ranks
+from tiny_project import DIGITS, UNET, merged, write_project
+from torch import nn
+from toy_method import Line
+from toy_project import python_path
+
+from nsgf import phases
+from nsgf.config import ImageConfig
+from repro import checkpoint, distributed, run_command, runinfo
+from repro import run as running
+from repro.cli import main
+from repro.config import load
+from repro.errors import BadInput, Terminated
+from repro.pool import Pool
+from repro.randomness import derive_seed
+from repro.runtime import Runtime, World, world_of_this_process
+
+ENDED = "repro: ended by SIGTERM; go on with the same command and --resume\n"
+SMOOTH = {"network": {**UNET, "dropout": 0.0}, "precision": "float32"}
+SHARED = merged(DIGITS, {"phases": {"velocity_field": SMOOTH, "straight_flow": SMOOTH}})
+
+
+def quick(arguments):
+    """The command line without a look through everything that is installed, which takes longer than a run."""
+    runinfo.imported_versions = dict
+    return main(arguments)
+
+
+def smooth(arguments):
+    """The toy without dropout, whose draws each process has for itself."""
+    Line.make_model = lambda self: nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+    return quick(arguments)
+
+
+def at_step(number, act):
+    """Has `act` called before the minibatch of that step of the line phase."""
+    original = Line.minibatch
+
+    def minibatch(self, step, draws):
+        if step == number:
+            act()
+        return original(self, step, draws)
+
+    Line.minibatch = minibatch
+
+
+def ask(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def asked_at_step_3(arguments):
+    at_step(3, ask)
+    return quick(arguments)
+
+
+def smooth_asked_at_step_3(arguments):
+    at_step(3, ask)
+    return smooth(arguments)
+
+
+def killed_at_step_7(arguments):
+    at_step(7, lambda: ask(signal.SIGKILL))
+    return quick(arguments)
+
+
+def failing_at_step_7(arguments):
+    def fail():
+        raise MemoryError("no room for step 7")
+
+    at_step(7, fail)
+    return quick(arguments)
+
+
+def refused(arguments):
+    def check(self, folder):
+        raise BadInput("phases.line: found no room, expected some")
+
+    Line.check = check
+    return quick(arguments)
+
+
+def noting_its_draws(arguments):
+    """Writes what the global generator, from which dropout draws, was seeded with before each loss of the line."""
+    seeds, loss = [], Line.loss
+    Line.loss = lambda *given: (seeds.append(torch.initial_seed()), loss(*given))[1]
+    code = quick(arguments)
+    Path(f"draws.{os.environ['RANK']}").write_text(json.dumps(seeds))
+    return code
+
+
+def without_room_for_a_state(arguments):
+    def save_file(tensors, path, metadata):
+        raise OSError(28, "No space left on device")
+
+    checkpoint.save_file = save_file
+    return quick(arguments)
+
+
+def keeping_the_pool(arguments, name):
+    """Copies the pool's file as soon as it is finished to `name`.pool; the run deletes its own."""
+    publish = Pool.save if "memory" in arguments else phases.publish
+
+    def keep(source, path):
+        publish(source, path)
+        shutil.copy(path, f"{name}.pool")
+
+    if "memory" in arguments:
+        Pool.save = keep
+    else:
+        phases.publish = keep
+    return quick(arguments)
+
+
+def noting_what_it_writes(arguments, name):
+    """Writes to `name`.json which files the process opened to write, renamed or deleted."""
+    noted = set()
+
+    def hook(event, details):
+        if event == "open" and isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            noted.add(("opened", Path(str(details[0])).name))
+        elif event in ("os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"):
+            noted.add((event, Path(str(details[0])).name))
+
+    def save_file(tensors, path, metadata=None):
+        noted.add(("saved", path.name))
+
+    checkpoint.save_file = running.save_file = save_file  # which is no Python, so that no hook sees it
+    sys.addaudithook(hook)
+    code = quick(arguments)
+    Path(f"{name}.json").write_text(json.dumps(sorted(noted)))
+    return code
+
+
+def states(folder):
+    """Every weight and every loss of a finished run."""
+    weights, losses = {}, []
+    for path in sorted(folder.glob("*/seed-0/*/model.safetensors")):
+        state = checkpoint.load(path)
+        weights |= {f"{path.parent.name}/{name}": weight for name, weight in state["model"].items()}
+        losses += [loss for _, loss in state["curve"]]
+    return weights, torch.tensor(losses, dtype=torch.float64)
+
+
+def assert_close(one, other):
+    assert one[0].keys() == other[0].keys()
+    for name, weight in one[0].items():
+        torch.testing.assert_close(
+            weight, other[0][name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    torch.testing.assert_close(one[1], other[1], rtol=0, atol=1e-5)
+
+
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys() and all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    assert torch.equal(one[1], other[1])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The tiny digits experiment, all of it, by one process and by two."""
+    root = write_project(tmp_path_factory.mktemp("digits"), "digits", SHARED)
+    command = ["run", "digits", "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for storage in ("memory", "disk"):
+            arguments = [*command, "--runs", storage, "--pool-storage", storage]
+            assert run(keeping_the_pool, arguments, storage, output=root / "log") == 0
+        ranks = [keeping_the_pool, noting_what_it_writes]
+        assert run_ranks(ranks, [*command, "--runs", "two"], "two", output=root / "two.log") == [0, 0]
+    return root
+
+
+def test_two_processes_train_what_one_trains(digits):
+    assert_close(states(digits / "memory"), states(digits / "two"))
+
+
+def test_a_shared_pool_is_that_of_one_process_bit_for_bit(digits):
+    """It has three minibatches: one process builds two of them, the other one."""
+    memory, disk, two = ((digits / f"{name}.pool").read_bytes() for name in ("memory", "disk", "two"))
+    assert memory == disk == two
+
+
+def test_only_the_first_process_writes(digits):
+    """The second fills its part of the file that the first has made, and later maps the finished one."""
+    noted = {tuple(entry) for entry in json.loads((digits / "two.json").read_text())}
+    assert noted == {("opened", "pool.safetensors.partial"), ("opened", "pool.safetensors")}
+
+
+def test_only_the_first_process_speaks(digits):
+    assert (digits / "two.log").read_text().endswith("\ntwo/digits/seed-0\nnext: repro report --runs two\n")
+    assert (digits / "two.log.1").read_text() == ""
+
+
+def test_the_record_says_how_many_processes_there_were(digits):
+    records = [json.loads((digits / runs / "digits/seed-0/record.json").read_text()) for runs in ("disk", "two")]
+    assert [record["processes"] for record in records] == [1, 2]
+
+
+@pytest.fixture
+def toy(project):
+    """Runs the toy in processes that do what the functions given do, one each."""
+
+    def train(functions, runs, *options):
+        command = ["run", "toy", "--device", "cpu", "--runs", runs, *options]
+        codes = run_ranks(functions, command, output=project / f"{runs}.log")
+        logs = [project / f"{runs}.log", project / f"{runs}.log.1"]
+        return codes, [log.read_text() if log.exists() else "" for log in logs]
+
+    return train
+
+
+def steps_done(project, runs):
+    return checkpoint.load(project / runs / "toy/seed-0/1-line/running.safetensors")["steps_done"]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_all_processes_stop_together_when_one_is_asked_to_and_go_on_to_the_same_bits(project, toy, asked):
+    """Dropout is on: each process goes on with its own draws."""
+    assert toy([quick, quick], "whole")[0] == [0, 0]
+    functions = [quick, quick]
+    functions[asked] = asked_at_step_3
+    assert toy(functions, "runs") == ([143, 143], [ENDED, ENDED])
+    assert steps_done(project, "runs") == 4
+    assert toy([quick, quick], "runs", "--resume")[0] == [0, 0]
+    assert_same(states(project / "whole"), states(project / "runs"))
+
+
+def test_processes_draw_dropout_of_their_own_and_one_process_what_it_always_drew(project, toy):
+    """Each process drops units of other examples: the same draws would tie them together."""
+    assert toy([noting_its_draws], "one")[0] == [0]
+    one = json.loads((project / "draws.0").read_text())
+    assert one == [derive_seed(0, "line", "step", step) for step in range(12)]
+    assert toy([noting_its_draws] * 2, "two")[0] == [0, 0]
+    two = [json.loads((project / f"draws.{rank}").read_text()) for rank in (0, 1)]
+    assert len({*one, *two[0], *two[1]}) == 3 * 12
+
+
+def test_what_two_processes_saved_one_process_ends(project, toy):
+    assert toy([smooth], "whole")[0] == [0]
+    assert toy([smooth, smooth_asked_at_step_3], "runs")[0] == [143, 143]
+    assert toy([smooth], "runs", "--resume")[0] == [0]
+    assert_close(states(project / "whole"), states(project / "runs"))
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_same_bits(project, toy, killed):
+    """The last state before step 7 is that of step 5."""
+    assert toy([quick, quick], "whole")[0] == [0, 0]
+    functions = [quick, quick]
+    functions[killed] = killed_at_step_7
+    codes, _ = toy(functions, "runs")
+    assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1
+    assert steps_done(project, "runs") == 5
+    assert toy([quick, quick], "runs", "--resume")[0] == [0, 0]
+    assert_same(states(project / "whole"), states(project / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("functions", "failed", "message"),
+    [
+        ([quick, failing_at_step_7], 1, "MemoryError: no room for step 7"),
+        ([without_room_for_a_state, quick], 0, "No space left on device): found "),
+    ],
+    ids=["in a step", "in saving"],
+)
+def test_a_process_that_fails_ends_the_others(toy, functions, failed, message):
+    codes, logs = toy(functions, "runs")
+    assert codes == [1, 1] and message in logs[failed]
+
+
+def test_a_process_that_is_refused_alone_ends_the_others_in_one_line_before_anything_is_written(project, toy):
+    codes, logs = toy([quick, refused], "runs")
+    assert codes == [1, 2] and logs[1] == "repro: phases.line: found no room, expected some\n"
+    assert re.fullmatch(r"repro: process 0 of 2: another one ended \(.*\)\n", logs[0])
+    assert not (project / "runs").exists()
+
+
+def test_a_minibatch_that_cannot_be_shared_out_is_refused_in_one_line(toy):
+    line = "repro: phases.line.batch_size: found a minibatch of 7, expected a multiple of the 2 processes"
+    codes, logs = toy([quick, quick], "runs", "--set", "phases.line.batch_size=7")
+    assert codes == [2, 2] and [log.splitlines()[-1] for log in logs] == [line, line]
+
+
+def test_a_batch_size_that_cannot_be_shared_out_is_refused_before_anything_is_written(tmp_path):
+    config, _ = load(ImageConfig, write_project(tmp_path, "digits", SHARED) / "configs" / "digits.yaml")
+    phase = phases.make_phases(config, Runtime(torch.device("cpu"), world=World(0, 3)))[1]
+    with pytest.raises(BadInput, match="phases.straight_flow.batch_size: found a minibatch of 8, expected a multiple"):
+        phase.check(tmp_path)
+
+
+def test_shares_are_all_rows_each_once():
+    batch = {"x": torch.arange(12).reshape(6, 2), "t": torch.arange(6)}
+    shares = [World(rank, 3).share_of(batch, "line") for rank in range(3)]
+    assert [len(share["x"]) for share in shares] == [2, 2, 2]
+    assert sorted(row for share in shares for row in share["t"].tolist()) == list(range(6))
+    assert all(torch.equal(share["x"][:, 0], 2 * share["t"]) for share in shares)  # rows stay together
+    assert sorted(item for rank in range(3) for item in World(rank, 3).share(range(7))) == list(range(7))
+
+
+@pytest.mark.parametrize("columns", [{"x": 6, "t": 5}, {"x": 5, "t": 6}])
+def test_the_column_that_cannot_be_shared_out_is_the_one_that_is_named(columns):
+    batch = {name: torch.zeros(rows) for name, rows in columns.items()}
+    with pytest.raises(BadInput, match="found a minibatch of 5, expected a multiple of the 2 processes"):
+        World(0, 2).share_of(batch, "line")
+
+
+def environment(monkeypatch, **values):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("values", [{}, {"WORLD_SIZE": "1", "RANK": "0"}])
+def test_a_process_alone_needs_no_group(monkeypatch, values):
+    environment(monkeypatch, **values)
+    with world_of_this_process() as world:
+        assert world == World(0, 1) and not torch.distributed.is_initialized()
+        assert world.any(True) and world.mean(3.0) == 3.0 and world.rank_part == ()
+        module = nn.Linear(1, 1)
+        assert world.wrap(module, torch.device("cpu")) is module
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "WORLD_SIZE: found 4 processes, 2 of them here, expected all"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE: found 2 processes, expected them started by torchrun .*RANK"),
+    ],
+)
+def test_a_world_that_cannot_be_joined_is_refused(project, capsys, monkeypatch, values, expected):
+    environment(monkeypatch, **values)
+    assert main(["run", "toy", "--device", "cpu"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and re.search(expected, lines[0])
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--pool-storage", "memory"], "--pool-storage: found memory, expected auto or disk with 2 processes"),
+        (["--device", "cuda:0"], "--device: found 'cuda:0', expected cuda, auto or cpu with 2 processes"),
+        (["--jobs", "2"], "--jobs: found 2, expected 1 with 2 processes on one run"),
+    ],
+)
+def test_options_that_several_processes_cannot_have_are_refused(project, capsys, monkeypatch, options, expected):
+    monkeypatch.setattr(run_command, "world_of_this_process", lambda: nullcontext(World(0, 2)))
+    assert main(["run", "toy", "--device", "cpu", *options]) == 2
+    assert capsys.readouterr().err.startswith(f"repro: {expected}")
+    assert not (project / "runs").exists()
+
+
+def test_a_group_outlives_what_an_exception_keeps(monkeypatch):
+    """The frames of an exception keep the wrapped network. Were it the last to hold the group, it would end it while it
+    holds Python's lock, and wait for threads of the group that wait for the lock: one process in some twenty hung."""
+    environment(monkeypatch, WORLD_SIZE="2")
+    group = nn.Module()
+    fake = SimpleNamespace(group=SimpleNamespace(WORLD=group), get_rank=lambda: 0)
+    fake.init_process_group = fake.destroy_process_group = lambda *arguments, **keywords: None
+    monkeypatch.setattr(distributed, "dist", fake)
+    monkeypatch.setattr(distributed, "_KEPT", [])
+    alive = weakref.ref(group)
+    with pytest.raises(Terminated), world_of_this_process():
+        del group, fake.group
+        raise Terminated
+    gc.collect()
+    assert alive() is not None
+
+
+def test_torchrun_runs_an_experiment_from_end_to_end(project, monkeypatch):
+    environment(monkeypatch, PYTHONPATH=python_path(), OMP_NUM_THREADS="1", **LOOPBACK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "repro", "run", "toy", "--device", "cpu"]
+    ended = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=LONGEST_S)
+    assert ended.returncode == 0 and ended.stdout == "runs/toy/seed-0\n", ended.stderr
+    assert json.loads((project / "runs/toy/seed-0/record.json").read_text())["processes"] == 2

@@ -1,0 +1,273 @@
+"""The loop of a phase: rounds, curves of several names, epochs, and a restart at any step."""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from repro import checkpoint
+from repro.config import Pace
+from repro.errors import BadInput, RunFailed
+from repro.loop import RUNNING, Loop, run_phase
+from repro.phases import Networks, Phase, SingleLossPhase
+from repro.randomness import Draw
+from repro.runtime import Runtime, World
+
+CPU = Runtime(torch.device("cpu"))
+EVERY = 4
+
+
+@dataclass
+class Walk:
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    position: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+class Rounds(Phase[Walk]):
+    """A walk that goes on across rounds, and a network that learns where it was."""
+
+    name, steps, collect_every = "rounds", 12, EVERY
+    counts = {"epochs": Fraction(1, 2)}
+
+    def setup(self, earlier: Any) -> Walk:
+        network = nn.Linear(1, 1)
+        return Walk(network, torch.optim.Adam(network.parameters(), lr=0.1))
+
+    def collect(self, state: Walk, update: Any) -> dict:
+        moves = torch.randn(6, generator=update.generator("walk"))
+        with torch.no_grad():
+            path = state.position + moves.cumsum(0) + state.network(torch.zeros(1))
+        state.position = path[-1]
+        return {"where": path.unsqueeze(1)}
+
+    def minibatch(self, step: int, draw: Draw) -> dict:
+        rows = draw.round_rows(3, last="drop")
+        return {"where": draw.collected["where"][rows], "noise": torch.randn(3, 1, generator=draw)}
+
+    def train_step(self, state: Walk, batch: Any, update: Any) -> None:
+        update.backward((state.network(batch["noise"]) - batch["where"]).square().mean())
+        update.log("loss", update.step(state.optimiser))
+        if update.step_number % 3 == 0:
+            update.log("position", state.position)
+
+    def networks(self, state: Walk) -> dict:
+        return {"network": state.network}
+
+
+def go(loop: Loop, upto: int) -> Loop:
+    while loop.step < upto:
+        loop.collect_if_due()
+        loop.one_step(loop.next_batch())
+        loop.write_curves(loop.numbers())
+    return loop
+
+
+def fresh(phase: Phase | None = None) -> Loop:
+    return Loop(phase or Rounds(), seed=1, runtime=CPU, earlier={})
+
+
+def packed(snapshot: dict) -> tuple[Any, dict]:
+    tensors: dict[str, torch.Tensor] = {}
+    return checkpoint._pack(snapshot, "snapshot", tensors), tensors
+
+
+def assert_same_bits(one: dict, other: dict) -> None:
+    (tree, tensors), (tree_2, tensors_2) = packed(one), packed(other)
+    assert tree == tree_2
+    assert all(torch.equal(tensors[name], tensors_2[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("killed_at", range(1, 12))
+def test_a_loop_that_is_killed_at_any_step_of_its_rounds_ends_in_the_same_bits(killed_at, tmp_path):
+    whole = go(fresh(), 12)
+    checkpoint.save(tmp_path / "state.safetensors", go(fresh(), killed_at).snapshot())
+    resumed = fresh()
+    resumed.restore(checkpoint.load(tmp_path / "state.safetensors"))
+    assert_same_bits(go(resumed, 12).snapshot(), whole.snapshot())
+
+
+def test_a_round_is_made_at_each_of_its_beginnings_and_drawn_from_in_epochs():
+    loop, seen = fresh(), []
+    for _ in range(8):
+        loop.collect_if_due()
+        seen.append(loop.next_batch()["where"])
+        loop.one_step(loop.next_batch())
+    first, second = torch.cat(seen[:2]), torch.cat(seen[2:4])
+    assert sorted(first.flatten().tolist()) == sorted(second.flatten().tolist())
+    assert not set(first.flatten().tolist()) & set(torch.cat(seen[4:6]).flatten().tolist())
+
+
+def test_numbers_that_come_at_different_steps_are_curves_of_their_own():
+    curves = go(fresh(), 8).curves
+    assert [step for step, _ in curves["loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [step for step, _ in curves["position"]] == [1, 4, 7]
+
+
+def run(phase: Phase, folder: Path, **named: Any) -> Any:
+    pace = Pace(log_every=2, checkpoint_every=1)
+    return run_phase(phase, folder=folder, identity={"x": 1}, seed=1, runtime=CPU, pace=pace, earlier={}, **named)
+
+
+class Stopped(BaseException):
+    pass
+
+
+class KilledAt(Rounds):
+    def __init__(self, step: int):
+        self._killed_at = step
+
+    def minibatch(self, step: int, draw: Draw) -> dict:
+        if step == self._killed_at:
+            raise Stopped
+        return super().minibatch(step, draw)
+
+
+@pytest.mark.parametrize("step", [4, 5, 8])
+def test_a_run_that_is_killed_in_a_round_or_at_its_border_resumes_with_the_data_of_the_round(step, tmp_path):
+    whole = run(Rounds(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(KilledAt(step), tmp_path / "killed")
+    assert list((tmp_path / "killed").glob("round-*.safetensors"))
+    resumed = run(Rounds(), tmp_path / "killed")
+    assert resumed.curves == whole.curves
+    assert_same_bits(dict(resumed.networks.state_dict()), dict(whole.networks.state_dict()))
+    assert not list((tmp_path / "killed").glob("round-*")), "rounds of a finished phase are swept"
+
+
+def test_files_of_rounds_do_not_pile_up(tmp_path):
+    with pytest.raises(Stopped):
+        run(KilledAt(11), tmp_path)
+    assert len(list(tmp_path.glob("round-*"))) <= 2
+
+
+def test_the_log_has_a_line_for_each_step_with_numbers(tmp_path):
+    run(Rounds(), tmp_path)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == [f'{{"step": {n}' for n in (1, 2, 4, 6, 7, 8, 10, 12)]
+
+
+def test_the_networks_of_a_phase_come_by_name_and_the_only_one_by_a_call(tmp_path):
+    networks = run(Rounds(), tmp_path).networks
+    assert torch.equal(networks(torch.ones(1, 1)), networks["network"](torch.ones(1, 1)))
+    with pytest.raises(TypeError, match="found a call of 2 networks"):
+        Networks({"one": nn.Identity(), "two": nn.Identity()})(1)
+
+
+class NotANumber(Rounds):
+    def train_step(self, state: Walk, batch: Any, update: Any) -> None:
+        super().train_step(state, batch, update)
+        update.log("return", float("nan"))
+
+
+def test_a_logged_number_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(RunFailed, match="phase rounds, step 1: the return is nan; the last saved state is kept"):
+        run(NotANumber(), tmp_path)
+
+
+class NoNetwork(Rounds):
+    def networks(self, state: Walk) -> dict:
+        return {"renamed": state.network}
+
+
+def test_networks_of_other_names_are_refused(tmp_path):
+    run(Rounds(), tmp_path)
+    with pytest.raises(BadInput, match=r"found the networks \['network'\], expected \['renamed'\]"):
+        run(NoNetwork(), tmp_path)
+
+
+def test_a_loop_of_its_own_is_refused_in_several_processes():
+    runtime = Runtime(torch.device("cpu"), world=World(0, 2))
+    with pytest.raises(BadInput, match="phase rounds: found 2 processes, expected one for a loop of its own"):
+        Loop(Rounds(), seed=1, runtime=runtime, earlier={})
+
+
+def test_another_version_of_torch_is_said_and_kept(tmp_path, monkeypatch, capsys):
+    with pytest.raises(Stopped):
+        run(KilledAt(6), tmp_path)
+    monkeypatch.setattr(torch, "__version__", "9.9.9+cpu")
+    versions = run(Rounds(), tmp_path).versions
+    assert "expected" not in capsys.readouterr().out
+    assert [one["torch"] for one in versions][-1] == "9.9.9+cpu"
+    assert len(versions) == 2
+
+
+def test_a_running_state_of_version_0_1_is_refused_by_its_format(tmp_path):
+    old = {"identity": {"phase": "rounds", "x": 1}, "steps_done": 3, "model": {}, "optimiser": {}}
+    checkpoint.save(tmp_path / RUNNING, old)
+    with pytest.raises(
+        BadInput, match="found a running state of the format repro-checkpoint-2, expected repro-checkpoint-3"
+    ):
+        run(Rounds(), tmp_path)
+
+
+class OneLoss(SingleLossPhase):
+    name, iterations = "one", 4
+
+    def make_model(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.5)
+
+    def minibatch(self, step: int, draw: Draw) -> dict:
+        return {"x": torch.randn(4, 1, generator=draw)}
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return model(batch["x"]).square().mean()
+
+
+class Falling(OneLoss):
+    def learning_rate_factor(self, step: int) -> float:
+        return 0.5**step
+
+
+class Held(OneLoss):
+    """Keeps its optimiser where `loss` reaches it."""
+
+    def make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        self.held = super().make_optimiser(model)
+        return self.held
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        self.held.param_groups[0]["lr"] *= 0.25
+        return super().loss(model, batch)
+
+
+class SetTwice(Held, Falling):
+    pass
+
+
+def test_rates_that_are_set_in_two_ways_are_refused():
+    go(fresh(Falling()), 4)
+    with pytest.raises(RunFailed, match="step 2: found the learning rate 0.125, expected 0.5"):
+        go(fresh(SetTwice()), 4)
+
+
+def test_no_rate_that_the_author_set_is_overwritten():
+    loop = go(fresh(Held()), 3)
+    assert loop.state.optimiser.param_groups[0]["lr"] == 0.5 * 0.25**3
+
+
+@pytest.mark.parametrize("last,sizes", [("drop", [3, 3, 3]), ("keep", [3, 3, 1])])
+def test_an_epoch_goes_once_through_the_rows(last, sizes):
+    drawn = [Draw(0, "p", "draws", step, step=step).epoch_rows(7, 3, last=last) for step in range(3)]
+    assert [len(rows) for rows in drawn] == sizes
+    epoch = torch.cat(drawn[: 3 if last == "keep" else 2]).tolist()
+    assert len(set(epoch)) == len(epoch) == (7 if last == "keep" else 6)
+
+
+def test_each_epoch_has_an_order_of_its_own_whichever_steps_were_drawn_before():
+    orders: dict = {}
+    drawn = [Draw(0, "p", step=step, orders=orders).epoch_rows(6, 3, last="drop") for step in range(4)]
+    assert not torch.equal(torch.cat(drawn[:2]), torch.cat(drawn[2:]))
+    assert torch.equal(drawn[3], Draw(0, "p", step=3).epoch_rows(6, 3, last="drop"))
+
+
+def test_a_minibatch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="found a minibatch of 8, expected 1 to 7"):
+        Draw(0, "p").epoch_rows(7, 8, last="drop")
