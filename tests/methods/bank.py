@@ -1,4 +1,4 @@
-"""Self-training (Lee, 2013): in each round the network makes a bank of pseudo-labels anew, from twenty labelled points on."""
+"""Self-training (Lee, 2013): each round the network makes pseudo-labels anew; it begins with twenty labels."""
 
 from __future__ import annotations
 

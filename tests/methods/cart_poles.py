@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-LONGEST = 200
+LONGEST = 50
 """Steps after which an episode is cut off. The pole has not fallen then: what would have come still counts."""
 GRAVITY, CART_MASS, POLE_MASS, HALF_LENGTH, FORCE, SECONDS = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
 FARTHEST, STEEPEST = 2.4, 0.2095
 
 
 class CartPoles:
-    """`count` carts, on the CPU. `observation` (count, 4): position, velocity, angle of the pole and how fast it turns."""
+    """`count` carts, on the CPU. `observation` (count, 4) is position, velocity, angle and its velocity."""
 
     def __init__(self, count: int):
         self.observation = torch.empty(count, 4).uniform_(-0.05, 0.05)
@@ -27,9 +27,9 @@ class CartPoles:
         self.observation, self.age = saved["observation"], saved["age"]
 
     def step(self, push_right: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pushes each cart (count, 1) to the left (0) or right (1). Where an episode ends the next one begins.
+        """Pushes each cart (count, 1) to the left (0) or right (1). An ended episode gives way to the next.
 
-        Returns the observation after the push (count, 4), of an ended episode its last; and for each cart (count, 1) the
+        Returns the observation after the push (count, 4), an ended episode's last one, and for each cart (count, 1) the
         reward, whether its pole fell, and whether its episode ended.
         """
         _, velocity, angle, spin = self.observation.split(1, dim=1)

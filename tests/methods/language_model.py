@@ -58,7 +58,9 @@ def predicted(batch: Batch) -> int:
 
 
 class Transformer(nn.Module):
-    """Tokens (rows, length) to logits (rows, length, TOKENS) of the next token. The output's weights are the embedding's."""
+    """Tokens (rows, length) to logits (rows, length, TOKENS) of the next one. Its last weights are its first."""
+
+    later: Tensor  # (LENGTH, LENGTH): -inf where a token would look ahead
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +92,8 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         heads = self.into(self.norm(hidden)).unflatten(2, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
-        seen = scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+        query, key, value = heads.unbind()
+        seen = scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
         hidden = hidden + dropout(self.out(seen), DROPOUT, self.training)
         return hidden + dropout(self.each(hidden), DROPOUT, self.training)
 

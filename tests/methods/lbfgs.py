@@ -1,4 +1,4 @@
-"""L-BFGS with a line search, which asks for the loss as often as it likes within a step: a small network fits a curve."""
+"""L-BFGS with a line search, which asks for the loss several times in a step: a small network fits a curve."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class MAML(Phase[Learner]):
 
 
 def adapted(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The weights after INNER_STEPS of gradient descent on one task, still a function of those before: gradients of second order."""
-    weights = dict(network.named_parameters())
+    """The weights after INNER_STEPS of gradient descent on one task, as a function of those before."""
+    weights: dict[str, Tensor] = dict(network.named_parameters())
     for _ in range(INNER_STEPS):
         loss = mse_loss(functional_call(network, weights, (x,)), y)
         slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)

@@ -13,7 +13,7 @@ from methods.cart_poles import CartPoles
 from repro.phases import Batch, Draw, Networks, Phase
 from repro.update import Update
 
-CARTS, HORIZON, EPOCHS, BATCH = 16, 32, 4, 128
+CARTS, HORIZON, EPOCHS, BATCH = 16, 32, 3, 128
 DISCOUNT, LAMBDA, CLIP, VALUE, ENTROPY, NORM = 0.99, 0.95, 0.2, 0.5, 0.01, 0.5
 
 
@@ -26,7 +26,7 @@ class Agent:
 
 
 class PPO(Phase[Agent]):
-    name, steps = "ppo", 960
+    name, steps = "ppo", 600
     collect_every = EPOCHS * CARTS * HORIZON // BATCH
     counts = {"environment steps": Fraction(BATCH, EPOCHS)}
 

@@ -43,8 +43,7 @@ class SAM(Phase[Classifier]):
     def train_step(self, state: Classifier, batch: Batch, update: Update) -> None:
         for part in update.parts(batch):
             update.backward(cross_entropy(state.network(part["x"]), part["arm"]))
-        slope = update.gradient(state.network)
-        with uphill(list(state.network.parameters()), slope):
+        with uphill(state.network, update.gradient(state.network)):
             for part in update.parts(batch):
                 update.backward(cross_entropy(state.network(part["x"]), part["arm"]))
         update.log("loss uphill", update.step(state.sgd))
@@ -54,17 +53,18 @@ class SAM(Phase[Classifier]):
 
 
 @contextmanager
-@torch.no_grad()
-def uphill(weights: Sequence[Tensor], slope: Sequence[Tensor]) -> Iterator[None]:
-    """Within this block the weights lie RADIUS further along the slope; after it they are what they were, to the bit."""
-    before = [weight.clone() for weight in weights]
-    scale = RADIUS / torch.stack([part.norm() for part in slope]).norm()
-    for weight, part in zip(weights, slope, strict=True):
-        weight.add_(scale * part)
-    with torch.enable_grad():
-        yield
-    for weight, old in zip(weights, before, strict=True):
-        weight.copy_(old)
+def uphill(network: nn.Module, slope: Sequence[Tensor | None]) -> Iterator[None]:
+    """Within this block the weights lie RADIUS further along the slope, and after it where they were, to the bit."""
+    along = [(weight, part) for weight, part in zip(network.parameters(), slope, strict=True) if part is not None]
+    before = [weight.detach().clone() for weight, _ in along]
+    scale = RADIUS / torch.stack([part.norm() for _, part in along]).norm()
+    with torch.no_grad():
+        for weight, part in along:
+            weight.add_(scale * part)
+    yield
+    with torch.no_grad():
+        for (weight, _), old in zip(along, before, strict=True):
+            weight.copy_(old)
 
 
 def make_network() -> nn.Module:

@@ -1,1 +1,1 @@
-"""The eight methods as plain PyTorch. They share with the methods data, seeds and how a network is made, nothing else."""
+"""The eight methods as plain PyTorch. They share data, seeds and how a network is made with the methods."""
