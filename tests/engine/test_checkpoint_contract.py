@@ -28,7 +28,7 @@ FULL = SafetensorError("Error while serializing: I/O error: No space left on dev
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No look through everything that is installed, which takes longer than a run."""
-    monkeypatch.setattr(runinfo, "imported_versions", dict)
+    monkeypatch.setattr(run, "imported_versions", dict)
 
 
 def killed(monkeypatch, phase, step, *arguments):
@@ -337,7 +337,7 @@ def test_a_disk_that_really_refuses_costs_nothing_that_was_saved(project, monkey
 @pytest.mark.parametrize(
     ("owner", "name", "error", "file"),
     [
-        (phases._Log, "_line", OSError(28, "No space left on device"), "1-line/log.jsonl"),
+        (loop._Log, "_line", OSError(28, "No space left on device"), "1-line/log.jsonl"),
         (running, "save_file", FULL, "tensors.safetensors"),
         (running, "flush", OSError(28, "No space left on device"), "config.yaml"),
     ],

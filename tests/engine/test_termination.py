@@ -35,7 +35,7 @@ def received():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No look through everything that is installed, which takes longer than a run."""
-    monkeypatch.setattr(runinfo, "imported_versions", dict)
+    monkeypatch.setattr(run, "imported_versions", dict)
 
 
 def ask(*_):
@@ -85,7 +85,7 @@ def same(one, other):
         (Line, "loss", 5, 5),
         (phases.Stepper, "step", 8, 8),
         (checkpoint, "save", 1, 6),
-        (phases._Log, "write", 3, 10),
+        (loop._Log, "write", 3, 10),
     ],
     ids=["draws of the first step", "loss", "step that is saved anyway", "update", "saving", "logging"],
 )

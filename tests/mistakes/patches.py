@@ -12,11 +12,11 @@ from repro import phases
 
 def change_finished_networks(monkeypatch: pytest.MonkeyPatch, change: Callable[[nn.Module], object]) -> None:
     """Every network that a finished phase hands on is changed in place first."""
-    real = phases._load_finished
+    real = loop._load_finished
 
     def load_finished(*arguments):
         result = real(*arguments)
         change(result.model)
         return result
 
-    monkeypatch.setattr(phases, "_load_finished", load_finished)
+    monkeypatch.setattr(loop, "_load_finished", load_finished)

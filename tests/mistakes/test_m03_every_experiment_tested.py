@@ -36,7 +36,7 @@ read_spec = cache(load_spec)  # a long file, and no proof changes it
 def quick(monkeypatch):
     """What a record says of the machine is looked up on every run, and is no part of a proof."""
     monkeypatch.setattr(run, "load_spec", read_spec)
-    monkeypatch.setattr(runinfo, "imported_versions", dict)
+    monkeypatch.setattr(run, "imported_versions", dict)
 
 
 def claimed_metrics(project, experiment):

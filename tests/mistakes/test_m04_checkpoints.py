@@ -113,7 +113,7 @@ KILLS = {
 def quick():
     """What a record says of the machine is looked up on every run, and is no part of a proof; nor is what the spec says."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runinfo, "imported_versions", dict)
+        patch.setattr(run, "imported_versions", dict)
         patch.setattr(run, "load_spec", cache(load_spec))
         yield
 
@@ -427,7 +427,7 @@ def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
         def rmtree(*_, **__):
             raise Killed
 
-        patch.setattr(phases.shutil, "rmtree", rmtree)
+        patch.setattr(loop.shutil, "rmtree", rmtree)
         with pytest.raises(Killed):
             execute(moons, 0, tmp_path, CPU, resume=False, resume_phase=None)
     execute_tiny(project, tmp_path, resume=True)

@@ -132,8 +132,8 @@ def attribute_deleted(monkeypatch):
 
 
 def numbers_kept(monkeypatch):
-    real, losses = phases._finite, []
-    monkeypatch.setattr(phases, "_finite", lambda loss, *rest: losses.append(real(loss, *rest)) or losses[-1])
+    real, losses = loop._finite, []
+    monkeypatch.setattr(loop, "_finite", lambda loss, *rest: losses.append(real(loss, *rest)) or losses[-1])
 
 
 PROOFS = [

@@ -31,7 +31,7 @@ UNKNOWN_DEVICES = ["cuda:99", "gpu", "cuda:-1", ""]
 def in_the_project(project, monkeypatch):
     """The method was imported: what a library prints on that occasion is no line of the command."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(runinfo, "imported_versions", dict)  # takes a second
+    monkeypatch.setattr(run, "imported_versions", dict)  # takes a second
 
 
 def check_readme():

@@ -99,8 +99,8 @@ def read_onto_the_device(monkeypatch):
 
 def kept_in_a_variable(monkeypatch):
     """The variable `checkpoint` of a script, which lives as long as the script."""
-    real, kept = phases._newest_state, []
-    monkeypatch.setattr(phases, "_newest_state", lambda *rest: kept.append(real(*rest)) or kept[-1])
+    real, kept = loop._newest_state, []
+    monkeypatch.setattr(loop, "_newest_state", lambda *rest: kept.append(real(*rest)) or kept[-1])
 
 
 def kept_by_the_optimisers_owner(monkeypatch):
@@ -115,25 +115,25 @@ def kept_by_the_optimisers_owner(monkeypatch):
 
 def kept_of_a_finished_phase(monkeypatch):
     """For the figures, say."""
-    real, kept = phases._matching, []
+    real, kept = loop._matching, []
 
     def matching(state, path, identity):
         kept.extend([state] * (path.name == "model.safetensors"))
         return real(state, path, identity)
 
-    monkeypatch.setattr(phases, "_matching", matching)
+    monkeypatch.setattr(loop, "_matching", matching)
 
 
 def numbers_kept(monkeypatch):
     """All of the state that is no tensor."""
-    real, kept = phases._newest_state, []
+    real, kept = loop._newest_state, []
 
     def newest_state(*rest):
         state = real(*rest)
         kept.append(tree_map_only(torch.Tensor, lambda tensor: tensor.shape, state))
         return state
 
-    monkeypatch.setattr(phases, "_newest_state", newest_state)
+    monkeypatch.setattr(loop, "_newest_state", newest_state)
 
 
 def moments_copied(monkeypatch):

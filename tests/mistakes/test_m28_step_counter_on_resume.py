@@ -83,7 +83,7 @@ def optimiser_left_out(monkeypatch):
 
 def last_step_saved_and_the_next_resumed(monkeypatch):
     """k-diffusion before that commit: the number of the last step is saved, and the resume adds one."""
-    real_save, real_steps_done = checkpoint.save, phases._steps_done
+    real_save, real_steps_done = checkpoint.save, loop._steps_done
 
     def steps_done(state, allowed):
         return real_steps_done(state | {"steps_done": state["steps_done"] + 1}, allowed)
@@ -91,7 +91,7 @@ def last_step_saved_and_the_next_resumed(monkeypatch):
     monkeypatch.setattr(
         checkpoint, "save", lambda path, state: real_save(path, state | {"steps_done": state["steps_done"] - 1})
     )
-    monkeypatch.setattr(phases, "_steps_done", steps_done)
+    monkeypatch.setattr(loop, "_steps_done", steps_done)
 
 
 def a_step_to_make_the_moments(monkeypatch):

@@ -83,7 +83,7 @@ def the_last_weights_are_saved(monkeypatch):
 
 def the_last_weights_are_read(monkeypatch):
     """Both are in the state that is saved, and the evaluation reads the key `model`."""
-    real_step, real_result, last = Stepper.step, phases._load_finished, []
+    real_step, real_result, last = Stepper.step, loop._load_finished, []
 
     def do(self, loss, number):
         real_step(self, loss, number)
@@ -95,7 +95,7 @@ def the_last_weights_are_read(monkeypatch):
         return result
 
     monkeypatch.setattr(Stepper, "step", do)
-    monkeypatch.setattr(phases, "_load_finished", load_finished)
+    monkeypatch.setattr(loop, "_load_finished", load_finished)
 
 
 def never_updated(monkeypatch):

@@ -47,7 +47,7 @@ def trained_on(rank, size, config, folder):
         (phase,) = (phase for phase in methods.make_phases(config, runtime) if phase.name == "ot_cfm")
         phase.loss = noting(phase.loss)
         pace = Pace(log_every=STEPS, checkpoint_every=STEPS)
-        phases._train(phase, folder, folder / "model.safetensors", {}, 0, runtime, pace, {})
+        loop._train(phase, folder, folder / "model.safetensors", {}, 0, runtime, pace, {})
     return rows, seeds
 
 

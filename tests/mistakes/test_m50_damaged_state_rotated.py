@@ -67,7 +67,7 @@ def newest_state(look):
 
 def left_in_its_place(monkeypatch):
     """The resume passes over the damaged file; the next save makes it the one before the newest."""
-    monkeypatch.setattr(phases, "_newest_state", newest_state(lambda running: None))
+    monkeypatch.setattr(loop, "_newest_state", newest_state(lambda running: None))
 
 
 def backed_up_before_it_is_read(monkeypatch):
@@ -77,7 +77,7 @@ def backed_up_before_it_is_read(monkeypatch):
         if running.exists():
             shutil.copy(running, checkpoint.previous(running))
 
-    monkeypatch.setattr(phases, "_newest_state", newest_state(copy))
+    monkeypatch.setattr(loop, "_newest_state", newest_state(copy))
 
 
 def deleted(monkeypatch):
@@ -85,7 +85,7 @@ def deleted(monkeypatch):
         if running.exists() and checkpoint.newest(running)[1]:
             running.unlink()
 
-    monkeypatch.setattr(phases, "_newest_state", newest_state(delete))
+    monkeypatch.setattr(loop, "_newest_state", newest_state(delete))
 
 
 def the_sound_one_in_its_place(monkeypatch):
@@ -93,7 +93,7 @@ def the_sound_one_in_its_place(monkeypatch):
         if running.exists() and checkpoint.newest(running)[1]:
             checkpoint.previous(running).replace(running)
 
-    monkeypatch.setattr(phases, "_newest_state", newest_state(promote))
+    monkeypatch.setattr(loop, "_newest_state", newest_state(promote))
 
 
 def left_there_but_only_sound_ones_rotated(monkeypatch):

@@ -125,7 +125,7 @@ def step_left_out(monkeypatch):
 
 def loss_said_and_saved(monkeypatch):
     """It is printed, and nobody looks at the weights that are saved."""
-    monkeypatch.setattr(phases, "_finite", lambda value, *_: print(f"ERROR: loss is {value}") or value)
+    monkeypatch.setattr(loop, "_finite", lambda value, *_: print(f"ERROR: loss is {value}") or value)
     weights_saved_unseen(monkeypatch)
 
 

@@ -296,7 +296,7 @@ def test_bad_overrides_are_refused(project, capsys):
 @pytest.fixture
 def saved(project, monkeypatch):
     """A run that was killed in its first phase, another in its second, and the weights of one that was not."""
-    monkeypatch.setattr(runinfo, "imported_versions", dict)
+    monkeypatch.setattr(run, "imported_versions", dict)
     assert main(["run", "toy", "--runs", "whole", "--set", "pace.checkpoint_every=2"]) == 0
     with monkeypatch.context() as patch:
         original = Line.minibatch

@@ -504,7 +504,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback(project, arguments):
 
 def test_two_seeds_of_one_process_name_one_commit_though_somebody_commits_between_them(project, monkeypatch):
     commits = iter(["as read", "committed since"])
-    monkeypatch.setattr(runinfo, "git_commit", lambda root: next(commits))
+    monkeypatch.setattr(run, "git_commit", lambda root: next(commits))
     planned, runtime = plan(find_project(project), "toy", []), Runtime(torch.device("cpu"))
     for seed in (0, 1):
         folder = execute(planned, seed, project / "runs", runtime, resume=False, resume_phase=None)
