@@ -8,13 +8,13 @@ from pathlib import Path
 
 from repro.errors import BadInput, RunFailed
 
-KIT = Path(__file__).parent
+ENGINE = Path(__file__).parent
 LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 LONGEST = 300
 
 
 def describe(error: BaseException) -> str:
-    """`Kind: message (file:line)`; the line is the innermost one that is neither the kit's nor a library's.
+    """`Kind: message (file:line)`; the line is the innermost one that is neither the engine's, the tools' nor a library's.
 
     An assertion without a message is told by its source. BadInput and RunFailed say all by themselves.
     """
@@ -45,7 +45,7 @@ def _is_users(path: Path) -> bool:
         return False
     path = path.absolute()
     return not (
-        path.is_relative_to(KIT)
+        path.is_relative_to(ENGINE)
         or any(path.is_relative_to(folder) for folder in LIBRARIES)
-        or {"site-packages", "dist-packages"} & set(path.parts)
+        or {"site-packages", "dist-packages", "repro_tools"} & set(path.parts)  # the tools too, where they are not installed
     )
