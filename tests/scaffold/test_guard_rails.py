@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import PRESETS, in_project, render
+from rendering import PRESETS, in_project, render
 
 from repro.config import read_yaml
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from conftest import PRESETS, ROOT, in_project, render
 from nbclient import NotebookClient
+from rendering import PRESETS, ROOT, in_project, render
 
 FILES = {
     ".copier-answers.yml",

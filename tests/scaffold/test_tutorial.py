@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, render
+from rendering import ROOT, render
 
 from repro.config import flatten, read_yaml
 from repro.spec import claim_hashes, load_spec
