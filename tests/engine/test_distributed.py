@@ -385,6 +385,7 @@ def test_a_group_outlives_what_an_exception_keeps(monkeypatch):
     assert alive() is not None
 
 
+@pytest.mark.slow
 def test_torchrun_runs_an_experiment_from_end_to_end(project, monkeypatch):
     environment(monkeypatch, PYTHONPATH=python_path(), OMP_NUM_THREADS="1", **LOOPBACK)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import in_project
+from rendering import in_project
 
 BLOCKED = ("repro_tools", "matplotlib", "markdown", "nbformat", "scipy")
 ALONE = f"""
