@@ -92,7 +92,7 @@ class Count(SingleLossPhase):
 
 
 def evaluate(config, models, seed, runtime):
-    return Evaluation({"weight": OFF[seed] * float(models["steps"].weight)}, {})
+    return Evaluation({"weight": OFF[seed] * float(models["steps"]["model"].weight)}, {})
 
 
 METHOD = Method("count", Config, lambda config, runtime: [Count(config)], evaluate, lambda *_: "")

@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 
 def handed_on(trained):
     planned, folder = trained
-    return {name: phase.model for name, phase in run.networks(planned, SEED, folder, CPU).items()}
+    return {name: phase.networks for name, phase in run.networks(planned, SEED, folder, CPU).items()}
 
 
 @contextmanager
