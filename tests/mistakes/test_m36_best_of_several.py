@@ -97,7 +97,7 @@ def best_checkpoint(monkeypatch):
     real, best = SingleLossPhase.train_step, {}
 
     def train_step(self, state, batch, update):
-        loss = float(self.loss(state.model, batch))
+        loss = float(self.loss(state.model, batch).detach())
         if loss < best.get("loss", float("inf")):
             best.update(loss=loss, weights=[p.detach().clone() for p in state.model.parameters()])
         real(self, state, batch, update)
@@ -123,7 +123,7 @@ def lowest_loss_noted(monkeypatch):
     real, lowest = SingleLossPhase.train_step, []
 
     def train_step(self, state, batch, update):
-        lowest[:] = [min([float(self.loss(state.model, batch)), *lowest])]
+        lowest[:] = [min([float(self.loss(state.model, batch).detach()), *lowest])]
         real(self, state, batch, update)
 
     monkeypatch.setattr(SingleLossPhase, "train_step", train_step)

@@ -251,7 +251,7 @@ def test_proof(case):
 def test_the_symptom_is_what_a_run_says(tmp_path):
     with pytest.raises(RunFailed, match="^phase tiny, step 5: the loss is nan; the last saved state is kept$"):
         train(Broken("loss", [4]), tmp_path / "loss")
-    with pytest.raises(RunFailed, match="^phase tiny, step 4: the weights of 1.weight are not finite; the last "):
+    with pytest.raises(RunFailed, match="^phase tiny, step 4: the weights of model.1.weight are not finite; the last "):
         train(Broken("gradient", [3]), tmp_path / "gradient")
 
 
