@@ -78,7 +78,7 @@ def check(experiments, more=(), *, project, tmp_path, image_sets):
             place = f"phase {unfinished[0]}" if unfinished else "evaluation"
             raise AssertionError(f"{experiment}, {place}: {error}") from error
         record = json.loads((folder / RECORD).read_text())
-        trained = {name: curve[-1][0] for name, curve in record["curves"].items()}
+        trained = {name: curves["loss"][-1][0] for name, curves in record["curves"].items()}
         assert trained == dict.fromkeys(phases, 2), (
             f"{experiment}: found the phases and steps {trained}, expected 2 steps of each of {phases}"
         )

@@ -305,7 +305,7 @@ def same_data_again(monkeypatch):
 
     monkeypatch.setattr(loop, "seed_global_generators", seed)
     monkeypatch.setattr(
-        loop, "Draw", lambda seed, name, what, step, **more: real_draw(seed, name, what, next(counters[name]), **more)
+        loop, "Draw", lambda seed, name, what, _, **more: real_draw(seed, name, what, next(counters[name]), **more)
     )
 
 

@@ -58,9 +58,10 @@ def asked_twice(networks, where):
 
         handles.append(part.register_forward_hook(look))
 
-    for name, network in networks.items():
-        for part in (network, *network.children()):
-            watch(name, part)
+    for name, handed in networks.items():
+        for network in handed.values():
+            for part in (network, *network.children()):
+                watch(name, part)
     try:
         yield asked
     finally:
