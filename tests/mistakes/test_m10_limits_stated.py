@@ -12,7 +12,7 @@ import pytest
 import torch
 from proof import Proof
 
-from repro import arguments, runinfo
+from repro import arguments, run
 from repro.runtime import Runtime
 from repro_tools import cli
 
@@ -59,7 +59,7 @@ def check_record(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU at {device}")
         found = {
-            name: runinfo.describe(ROOT, Runtime(torch.device(name)))["machine"]["device"]
+            name: run.describe(ROOT, Runtime(torch.device(name)))["machine"]["device"]
             for name in ("cpu", "cuda:0", "cuda:1")
         }
     expected = {"cpu": "cpu", "cuda:0": "the GPU at cuda:0", "cuda:1": "the GPU at cuda:1"}
@@ -106,15 +106,15 @@ def silent_fallback(monkeypatch):
 
 
 def first_gpu_named(monkeypatch):
-    real = runinfo.machine
+    real = run.machine
     monkeypatch.setattr(
-        runinfo, "machine", lambda device: real(torch.device("cuda:0") if device.type == "cuda" else device)
+        run, "machine", lambda device: real(torch.device("cuda:0") if device.type == "cuda" else device)
     )
 
 
 def device_not_named(monkeypatch):
-    real = runinfo.machine
-    monkeypatch.setattr(runinfo, "machine", lambda device: real(device) | {"device": "cpu"})
+    real = run.machine
+    monkeypatch.setattr(run, "machine", lambda device: real(device) | {"device": "cpu"})
 
 
 def refused_with_advice(monkeypatch):
@@ -130,8 +130,8 @@ def refused_with_advice(monkeypatch):
 
 
 def measured_twice(monkeypatch):
-    real = runinfo.machine
-    monkeypatch.setattr(runinfo, "machine", lambda device: real(torch.device("cpu")) | real(device))
+    real = run.machine
+    monkeypatch.setattr(run, "machine", lambda device: real(torch.device("cpu")) | real(device))
 
 
 PROOFS = [

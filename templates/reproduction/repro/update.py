@@ -177,13 +177,12 @@ class Update:
         it."""
         self._update_scale()
         self._shared = None
-        for name, weight in weights:
-            if weight.grad is not None:
-                raise self._refusal(
-                    f"found a gradient left on {name.removeprefix('state.')}, expected none at the end of a step; step the "
-                    "optimiser that holds it, give backward(..., inputs=) the weights that are meant, or take it off by "
-                    "update.gradient"
-                )
+        if left := [name.removeprefix("state.") for name, weight in weights if weight.grad is not None]:
+            names = ", ".join(left[:3]) + f" and {len(left) - 3} more" * (len(left) > 3)
+            raise self._refusal(
+                f"found a gradient left on {names}, expected none at the end of a step; step the optimiser that holds it, give "
+                "backward(..., inputs=) the weights that are meant, or take it off by update.gradient"
+            )
 
     def numbers(self) -> dict[str, tuple[int, float]]:
         """What is logged, as numbers of the whole minibatch; the processes' shares of a loss add up to it."""
