@@ -37,7 +37,7 @@ class EM(Phase[Mixture]):
         return {"x": self.x}
 
     def train_step(self, state: Mixture, batch: Batch, update: Update) -> None:
-        x = batch["x"]
+        x = batch["x"]  # whole and on the CPU: without gradients there is nothing to share out
         joint = log_joint(state, x)
         belongs = joint.softmax(1)
         count = belongs.sum(0)

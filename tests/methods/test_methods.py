@@ -18,10 +18,12 @@ from methods.plain.given import tensors
 from methods.ppo import PPO
 from repro import checkpoint
 from repro.config import Pace
-from repro.loop import Loop, run_phase
+from repro.loop import Loop, PhaseResult, run_phase
+from repro.phases import Networks, Phase
 from repro.runtime import Runtime
 from repro.state import saved
 
+CPU = Runtime(torch.device("cpu"))
 LONGEST_FILE = 120
 STEPS_AGAINST_PLAIN = 30
 KILLS = {"wgan_gp": 13, "ppo": 26, "maml": 4, "sam": 13, "lbfgs": 5, "em": 5, "bank": 18, "language_model": 5}
@@ -50,7 +52,7 @@ def one_thread():
 def new_loop(name: str) -> Loop:
     """Without `prepare`, as one that is to be restored."""
     phase = import_module(f"methods.{name}").make_phase()
-    return Loop(phase, seed=0, runtime=Runtime(torch.device("cpu")), earlier={})
+    return Loop(phase, seed=0, runtime=CPU, earlier={})
 
 
 def begun(name: str, scratch: Path) -> Loop:
@@ -63,6 +65,11 @@ def step(loop: Loop) -> None:
     loop.collect_if_due()
     loop.one_step(loop.next_batch())
     loop.write_curves(loop.numbers())
+
+
+def run_to_the_end(phase: Phase[Any], folder: Path) -> PhaseResult:
+    pace = Pace(log_every=1, checkpoint_every=5)
+    return run_phase(phase, folder=folder, identity={}, seed=0, runtime=CPU, pace=pace, earlier={})
 
 
 def plain(name: str, steps: int) -> tuple[dict[str, Tensor], dict[str, list[tuple[int, float]]]]:
@@ -142,6 +149,21 @@ def test_killed_at_any_step_a_method_ends_in_the_same_bits(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", KILLS)
+def test_a_method_hands_on_the_networks_that_its_loop_ends_with(name, tmp_path):
+    """Of a run of three steps. A schedule that depends on the number of steps is made for three in both."""
+    phase_class = type(import_module(f"methods.{name}").make_phase())
+    short = type(phase_class.__name__, (phase_class,), {"steps": 3})
+    loop = Loop(short(), seed=0, runtime=CPU, earlier={})
+    loop.prepare(tmp_path)
+    for _ in range(3):
+        step(loop)
+    result = run_to_the_end(short(), tmp_path)
+    expected = Networks(dict(loop.phase.networks(loop.state)))
+    assert differences(dict(result.networks.state_dict()), dict(expected.state_dict())) == []
+    assert result.curves == loop.curves
+
+
+@pytest.mark.parametrize("name", KILLS)
 def test_a_method_is_short(name):
     assert len(Path(import_module(f"methods.{name}").__file__).read_text().splitlines()) < LONGEST_FILE
 
@@ -172,15 +194,7 @@ class Mortal(PPO):
 
 
 def train(folder: Path, place: str = "", killed_at: int = -1) -> int:
-    run_phase(
-        Mortal(place, killed_at, folder / "end.safetensors"),
-        folder=folder,
-        identity={},
-        seed=0,
-        runtime=Runtime(torch.device("cpu")),
-        pace=Pace(log_every=1, checkpoint_every=5),
-        earlier={},
-    )
+    run_to_the_end(Mortal(place, killed_at, folder / "end.safetensors"), folder)
     return 0
 
 

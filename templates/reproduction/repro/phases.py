@@ -54,14 +54,21 @@ class Work:
 
 
 class Networks(nn.ModuleDict):
-    """The networks that a phase hands on, by name. Called as a whole it is its only one."""
+    """The networks that a phase hands on, by name. Where there is only one, the whole can be used as that one."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         if len(self) != 1:
-            raise TypeError(
-                f"found a call of {len(self)} networks ({', '.join(self)}), expected one of them by its name"
-            )
+            raise TypeError(f"found a call of {len(self)} networks ({', '.join(self)}), expected one of them by name")
         return next(iter(self.values()))(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            networks = self.__dict__.get("_modules", {})
+            if len(networks) != 1:
+                raise
+            return getattr(next(iter(networks.values())), name)
 
 
 class Phase(ABC, Generic[State]):

@@ -21,7 +21,7 @@ def plain(seed: int, steps: int) -> tuple[dict[str, Tensor], Curves]:
         batch = minibatch(phase, seed, step)
         task_losses = []
         for task in range(TASKS):
-            fast = list(network.parameters())
+            fast: list[Tensor] = list(network.parameters())
             for _ in range(INNER_STEPS):
                 inner_loss = F.mse_loss(call(fast, batch["x"][task]), batch["y"][task])
                 gradients = torch.autograd.grad(inner_loss, fast, create_graph=True)

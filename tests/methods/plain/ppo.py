@@ -64,7 +64,13 @@ def roll_out(
     actor: nn.Module, critic: nn.Module, environment: CartPoles, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], int]:
     """The rows of one rollout, and how many poles fell in it."""
-    seen, action, log_probability, after, reward, fell, ended = [], [], [], [], [], [], []
+    seen: list[Tensor] = []
+    action: list[Tensor] = []
+    log_probability: list[Tensor] = []
+    after: list[Tensor] = []
+    reward: list[Tensor] = []
+    fell: list[Tensor] = []
+    ended: list[Tensor] = []
     for _ in range(HORIZON):
         observation = environment.observation
         log_policy = torch.log_softmax(actor(observation), dim=1)

@@ -21,13 +21,13 @@ def plain(seed: int, steps: int) -> tuple[dict[str, Tensor], Curves]:
 
     for step in range(steps):
         batch = minibatch(phase, seed, step)
-        optimiser.zero_grad()
-        F.cross_entropy(network(batch["x"]), batch["arm"]).backward()
+        loss = F.cross_entropy(network(batch["x"]), batch["arm"])
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        norm = torch.stack([g.norm(2) for g in gradients]).norm(2)
         original = copy.deepcopy(network.state_dict())
         with torch.no_grad():
-            norm = torch.stack([p.grad.norm(2) for p in network.parameters()]).norm(2)
-            for p in network.parameters():
-                p += RADIUS / norm * p.grad
+            for p, g in zip(network.parameters(), gradients, strict=True):
+                p += RADIUS / norm * g
 
         optimiser.zero_grad()
         loss = F.cross_entropy(network(batch["x"]), batch["arm"])
