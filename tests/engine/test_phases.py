@@ -6,7 +6,7 @@ from toy_method import Config, Line
 from toy_project import CONFIG
 
 from repro import checkpoint
-from repro.cli import main
+from repro.__main__ import main
 from repro.config import Pace, validate
 from repro.errors import BadInput, RunFailed
 from repro.loop import run_phase
