@@ -25,7 +25,7 @@ from nsgf import phases
 from nsgf.config import ImageConfig
 from repro import checkpoint, distributed, run_command, runinfo
 from repro import run as running
-from repro.cli import main
+from repro.__main__ import main
 from repro.config import load
 from repro.errors import BadInput, Terminated
 from repro.pool import Pool
