@@ -10,7 +10,7 @@ ALONE = f"""
 import sys
 for name in {BLOCKED}:
     sys.modules[name] = None  # its import fails from now on
-from repro.cli import main
+from repro.__main__ import main
 """
 STOPPED = """
 from method.method import METHOD
