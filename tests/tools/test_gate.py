@@ -6,7 +6,7 @@ import pytest
 from toy_method import METHOD
 from toy_project import SPEC, write_yaml
 
-from repro import cli as engine
+from repro import __main__ as engine
 from repro.errors import BadInput
 from repro_tools.cli import main
 from repro_tools.report.results import read_records
