@@ -102,10 +102,12 @@ def check(state: Any, phase: str, shared: tuple[str, ...] = ()) -> None:
     That is a value of a kind that is not saved, an optimiser over weights of no network in the state or over
     those of another optimiser (unless `shared` names both), and a scheduler outside the state.
     """
-    if not dataclasses.is_dataclass(state) or isinstance(state, type) or type(state).__dataclass_params__.frozen:
+    if not dataclasses.is_dataclass(state) or isinstance(state, type) or _frozen(state):
         found_one = f"found {type(state).__name__}, expected a dataclass that is not frozen"
         raise BadInput(f"phase {phase}: setup: {found_one}")
-    problems, held, scheduled = [], {}, set()
+    problems: list[str] = []
+    held: dict[int, str] = {}
+    scheduled: set[int] = set()
     known = {id(parameter) for parameter in parameters(state).values()}
     found = [(f"state.{name}", value) for name, value in fields_of(state).items()]
     found = [leaf for name, value in found for leaf in leaves(value, name)]
@@ -137,6 +139,11 @@ def check(state: Any, phase: str, shared: tuple[str, ...] = ()) -> None:
                 break
     if problems:
         raise BadInput(*(f"phase {phase}: {problem}" for problem in problems))
+
+
+def _frozen(state: Any) -> bool:
+    frozen: bool = type(state).__dataclass_params__.frozen
+    return frozen
 
 
 def _optimisers_of(scheduler: Any) -> list[torch.optim.Optimizer]:
