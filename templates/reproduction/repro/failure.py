@@ -47,5 +47,6 @@ def _is_users(path: Path) -> bool:
     return not (
         path.is_relative_to(ENGINE)
         or any(path.is_relative_to(folder) for folder in LIBRARIES)
-        or {"site-packages", "dist-packages", "repro_tools"} & set(path.parts)  # the tools too, where they are not installed
+        or {"site-packages", "dist-packages", "repro_tools"}
+        & set(path.parts)  # the tools too, where they are not installed
     )
