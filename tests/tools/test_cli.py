@@ -15,11 +15,11 @@ from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, python_path, write_yaml
 
 from repro import run
+from repro.__main__ import LINE
 from repro.config import RunConfig, Section
 from repro.errors import BadInput
 from repro.method import find_project
 from repro.run import execute, plan
-from repro.__main__ import LINE
 from repro.runtime import Runtime
 from repro_tools.cli import COMMANDS, main
 from repro_tools.run import _line
