@@ -1,4 +1,4 @@
-"""Types of option values that only the tools have; the others are the engine's (`repro.arguments`)."""
+"""Types of option values that only the tools have; the others are the engine's (`repro.__main__`)."""
 
 from __future__ import annotations
 

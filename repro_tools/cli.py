@@ -1,6 +1,6 @@
 """The command `repro`. Data on standard output, progress on standard error.
 
-Exit codes: 0 done, 1 a run failed or a check found a fault, 2 bad input (nothing written), 130 interrupted by Ctrl-C, 143
+Exit codes: 0 done, 1 a run failed or a check found a fault, 2 bad input (nothing written), 3 not measured, 130 interrupted by Ctrl-C, 143
 ended by SIGTERM after saving, 141 nobody reads the output any more (`repro ... | head -1`). Runs that were interrupted or ended go on with --resume.
 
 Each command is a module with `add_arguments(parser)` and `command(options) -> exit code`. Only the module of the command that was
@@ -22,14 +22,14 @@ COMMANDS = {
     "probe": ("repro_tools.probe", "call every library with the shapes of every experiment"),
     "memory": ("repro_tools.memory.command", "device memory and time of every phase, without a GPU"),
     "preflight": ("repro_tools.preflight.command", "all that can be known before a run, as one table"),
-    "list": ("repro.list_command", "the experiments and their phases"),
+    "list": ("repro_tools.list", "the experiments and their phases"),
     "run": ("repro_tools.run", "train every phase of an experiment and evaluate it"),
     "diagnose": ("repro_tools.diagnose.command", "why does it not train? measured, with the next test to make"),
     "evaluate": ("repro_tools.evaluate", "judge the finished networks of a run anew"),
     "report": ("repro_tools.report.command", "judge every claim and write the results page"),
     "notebook": ("repro_tools.notebook.command", "a Kaggle or Colab notebook, session by session"),
 }
-"""The module and the purpose of each command, in the order of the work. `repro list` is the engine's own."""
+"""The module and the purpose of each command, in the order of the work."""
 
 BAD_INPUT, NO_READER = 2, 141
 """Exit codes of `repro.errors`, which is not there before the engine was found."""
@@ -46,11 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
     except NoEngine as error:
         print(f"repro: {error}", file=sys.stderr)
         return BAD_INPUT
-    from repro.cli import carried_out
-    from repro_tools.own_loop import EXIT_NOT_MEASURED, NotMeasured
+    from repro.__main__ import carried_out
+    from repro.errors import ending_at_once
+
+    with ending_at_once():
+        known = parser(asked)
+        from repro_tools.own_loop import EXIT_NOT_MEASURED, NotMeasured
 
     def work() -> int:
-        options = parser(asked).parse_args(given)
+        options = known.parse_args(given)
         try:
             return options.command(options)
         except NotMeasured as refused:

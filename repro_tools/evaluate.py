@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from repro import arguments
+from repro import __main__ as command_line
 from repro.checkpoint import flush
 from repro.config import Change, differences, digest, load, shaping
 from repro.errors import EXIT_OK, BadInput
@@ -40,7 +40,7 @@ from repro.run import (
     save_tensors,
     write_record,
 )
-from repro.runtime import Runtime, World, arithmetic, deterministic
+from repro.runtime import Runtime, World, arithmetic, deterministic, find_device
 from repro_tools.gate import checked_plan, unmeasured
 from repro_tools.report.results import read_record
 
@@ -80,13 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "which is kept beside it. Give the options that the run was made with; --set may change evaluation.* besides, as a departure."
     )
     parser.epilog = "example: repro evaluate digits --seeds 0 1 2 --data-root data"
-    arguments.add_experiments(parser, default_all=False)
-    arguments.add_seeds(parser, default=None, told="which runs (default: all that are in --runs)")
-    arguments.add_overrides(parser)
-    arguments.add_runs(parser)
-    arguments.add_device(parser)
-    arguments.add_data_root(parser)
-    arguments.add_json(parser)
+    command_line.add_experiments(parser, default_all=False)
+    command_line.add_seeds(parser, default=None, told="which runs (default: all that are in --runs)")
+    command_line.add_overrides(parser)
+    command_line.add_runs(parser)
+    command_line.add_device(parser)
+    command_line.add_data_root(parser)
+    command_line.add_json(parser)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -95,9 +95,9 @@ def command(options: argparse.Namespace) -> int:
         raise BadInput(
             f"WORLD_SIZE: found {os.environ['WORLD_SIZE']} processes, expected one: an evaluation is not shared"
         )
-    experiments = arguments.names(project, options.experiments)
-    runs = find_runs(project, experiments, options.seeds, arguments.overrides(options), options.runs)
-    runtime = Runtime(arguments.device(options.device, World()), options.data_root)
+    experiments = command_line.names(project, options.experiments)
+    runs = find_runs(project, experiments, options.seeds, command_line.overrides(options), options.runs)
+    runtime = Runtime(find_device(options.device, World()), options.data_root)
     outcomes = []
     for run in runs:
         outcomes.append(evaluate_anew(run, runtime))

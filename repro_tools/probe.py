@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from repro import arguments
+from repro import __main__ as command_line
 from repro.config import load
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED
 from repro.method import Probe, Project, find_project
@@ -48,15 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Calls every library with the shapes of every experiment and checks one constructed answer of each."
     )
     parser.epilog = "example: repro probe '2d-*' --json"
-    arguments.add_experiments(parser, default_all=True)
-    arguments.add_overrides(parser)
-    arguments.add_data_root(parser)
-    arguments.add_json(parser)
+    command_line.add_experiments(parser, default_all=True)
+    command_line.add_overrides(parser)
+    command_line.add_data_root(parser)
+    command_line.add_json(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     project = find_project(Path.cwd())
-    names, overrides = arguments.names(project, options.experiments), arguments.overrides(options)
+    names, overrides = command_line.names(project, options.experiments), command_line.overrides(options)
     configs = {name: load(project.config_class(name), project.experiments()[name], overrides)[0] for name in names}
     found = probe(project, configs, Runtime(torch.device("cpu"), options.data_root, stand_in_data=True))
     if options.json:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERFACES = (1,)
+INTERFACES = (2,)
 """The values of `repro.INTERFACE` that these tools work with."""
 
 

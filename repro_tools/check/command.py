@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from repro.arguments import add_json, add_runs
+from repro.__main__ import add_json, add_runs
 from repro.config import Section, flatten, read_yaml, validate
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.method import Files, NoMethod, Project, find_project

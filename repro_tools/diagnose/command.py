@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from repro import arguments
+from repro import __main__ as command_line
 from repro.checkpoint import load as load_state
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.loop import FINISHED, load_networks
 from repro.method import find_project
 from repro.phases import Networks, Phase
 from repro.run import Plan
-from repro.runtime import Runtime, World, check_precision, deterministic
+from repro.runtime import Runtime, World, check_precision, deterministic, find_device
 from repro_tools.diagnose.bench import Bench
 from repro_tools.diagnose.curves import curve_findings, curves_of, in_words
 from repro_tools.diagnose.diagnostics import measure, train
@@ -48,27 +48,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: repro diagnose 2d-moons --set 'phases.*.pool.batches=10'"
     parser.add_argument("experiment", metavar="NAME", help="the experiment")
     parser.add_argument("--phase", metavar="NAME", help="one phase (default: all)")
-    arguments.add_overrides(parser)
+    command_line.add_overrides(parser)
     parser.add_argument(
         "--steps",
-        type=arguments.positive,
+        type=command_line.positive,
         default=STEPS,
         metavar="N",
         help=f"steps of each fit and each training (default: {STEPS})",
     )
-    parser.add_argument("--seed", type=arguments.seed, default=0, metavar="SEED", help="default: 0")
+    parser.add_argument("--seed", type=command_line.seed, default=0, metavar="SEED", help="default: 0")
     parser.add_argument(
         "--runs",
         type=Path,
         metavar="DIR",
         help="look at the loss curves of the runs in DIR too, and take the earlier phases' networks from there",
     )
-    arguments.add_device(parser)
-    arguments.add_data_root(parser)
+    command_line.add_device(parser)
+    command_line.add_data_root(parser)
     parser.add_argument(
         "--stand-in", action="store_true", help="random examples in place of a data set that is not there"
     )
-    arguments.add_json(parser)
+    command_line.add_json(parser)
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Diagnosis:
 
 
 def command(options: argparse.Namespace) -> int:
-    planned = checked_plan(find_project(Path.cwd()), options.experiment, arguments.overrides(options))
+    planned = checked_plan(find_project(Path.cwd()), options.experiment, command_line.overrides(options))
     for change in planned.changes:
         print(f"{planned.experiment}: {change}", file=sys.stderr)
-    device = arguments.device(options.device, World())
+    device = find_device(options.device, World())
     runtime = Runtime(device, options.data_root, stand_in_data=options.stand_in)
     phases = list(planned.project.method.phases(planned.config, runtime))
     chosen = _chosen(phases, options.phase)
@@ -219,7 +219,7 @@ def _diagnose(phase: Phase, planned: Plan, options: argparse.Namespace, networks
         phase.name,
         options.seed,
         options.steps,
-        tuple(arguments.overrides(options)),
+        tuple(command_line.overrides(options)),
         _options(options),
     )
     found, curves = findings(measured, place), {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from repro import arguments
+from repro import __main__ as command_line
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED
 from repro.method import find_project
 from repro.phases import SingleLossPhase
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "No GPU and no data are needed; nothing is written."
     )
     parser.epilog = "example: repro memory cifar10 --on T4"
-    arguments.add_experiments(parser, default_all=True)
+    command_line.add_experiments(parser, default_all=True)
     parser.add_argument(
         "--on",
         nargs="+",
@@ -44,21 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--processes",
-        type=arguments.positive,
+        type=command_line.positive,
         default=1,
         metavar="N",
         help="processes that share each minibatch, one device each (default: 1)",
     )
     hours.add_arguments(parser)
-    arguments.add_overrides(parser)
-    arguments.add_json(parser)
+    command_line.add_overrides(parser)
+    command_line.add_json(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     project = find_project(Path.cwd())
     devices = list(DEVICES) if options.on == ["all"] else hours.devices_named(options.on)
-    overrides = arguments.overrides(options)
-    plans = [Planned.read(project, name, overrides) for name in arguments.names(project, options.experiments)]
+    overrides = command_line.overrides(options)
+    plans = [Planned.read(project, name, overrides) for name in command_line.names(project, options.experiments)]
     for plan in plans:
         for change in plan.changes:
             print(f"{plan.experiment}: {change}", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from repro import arguments
+from repro import __main__ as command_line
 from repro.errors import EXIT_OK, BadInput
 from repro.method import Project, find_project
 from repro.runtime import Runtime
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("experiment", metavar="NAME", help="experiment")
     parser.add_argument("--platform", choices=list(PLATFORMS), required=True, help="where it will run")
-    arguments.add_seeds(parser, default=[0], told="one run per seed (default: 0)")
-    arguments.add_overrides(parser)
+    command_line.add_seeds(parser, default=[0], told="one run per seed (default: 0)")
+    command_line.add_overrides(parser)
     parser.add_argument(
         "--session-hours",
         type=hours,
@@ -72,11 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="device of the runs (default: cuda, so that no session runs without a GPU)",
     )
-    arguments.add_runs(parser)
+    command_line.add_runs(parser)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the notebook (default: notebooks/NAME-PLATFORM.ipynb in the project)"
     )
-    arguments.add_json(parser)
+    command_line.add_json(parser)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def command(options: argparse.Namespace) -> int:
         options.experiment,
         PLATFORMS[options.platform],
         seeds=options.seeds,
-        overrides=arguments.overrides(options),
+        overrides=command_line.overrides(options),
         session_hours=options.session_hours,
         device=options.device,
         source=options.source,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from repro import arguments
+from repro import __main__ as command_line
 from repro.config import load
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.method import Project, find_project
@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit code 0 when nothing failed."
     )
     parser.epilog = "example: repro preflight '2d-*' --json"
-    arguments.add_experiments(parser, default_all=True)
-    arguments.add_data_root(parser)
+    command_line.add_experiments(parser, default_all=True)
+    command_line.add_data_root(parser)
     parser.set_defaults(data_root=None)  # data must lie in a folder that was named
-    arguments.add_runs(parser)
+    command_line.add_runs(parser)
     parser.add_argument(
         "--on",
         metavar="DEVICE",
@@ -64,15 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cores = os.cpu_count() or 1
     parser.add_argument(
-        "--jobs", type=arguments.positive, default=cores, metavar="N", help=f"experiments at a time (default: {cores})"
+        "--jobs", type=command_line.positive, default=cores, metavar="N", help=f"experiments at a time (default: {cores})"
     )
-    arguments.add_json(parser)
+    command_line.add_json(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     project = find_project(Path.cwd())
-    names = arguments.names(project, options.experiments)
+    names = command_line.names(project, options.experiments)
     question = Question(options.data_root or Path("data"), options.data_root is not None, options.runs)
     device = _device(project, options.on)
     tasks = [Task(name, "training", partial(of_experiment, name, question)) for name in names]

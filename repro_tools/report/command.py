@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from repro.arguments import add_json
+from repro.__main__ import add_json
 from repro.errors import EXIT_OK, BadInput
 from repro.method import find_project
 from repro_tools.report.checklist import checklist

@@ -25,7 +25,7 @@ from nsgf import phases
 from nsgf.config import ImageConfig
 from repro import checkpoint, distributed, run_command, runinfo
 from repro import run as running
-from repro.cli import main
+from repro.__main__ import main
 from repro.config import load
 from repro.errors import BadInput, Terminated
 from repro.pool import Pool
@@ -385,6 +385,7 @@ def test_a_group_outlives_what_an_exception_keeps(monkeypatch):
     assert alive() is not None
 
 
+@pytest.mark.slow
 def test_torchrun_runs_an_experiment_from_end_to_end(project, monkeypatch):
     environment(monkeypatch, PYTHONPATH=python_path(), OMP_NUM_THREADS="1", **LOOPBACK)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -6,7 +6,7 @@ from toy_method import Config, Line
 from toy_project import CONFIG
 
 from repro import checkpoint
-from repro.cli import main
+from repro.__main__ import main
 from repro.config import Pace, validate
 from repro.errors import BadInput, RunFailed
 from repro.loop import run_phase
@@ -48,7 +48,7 @@ def killed_at(monkeypatch, step):
 def same(one, other):
     return all(
         torch.equal(a, b)
-        for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+        for a, b in zip(one.networks.state_dict().values(), other.networks.state_dict().values(), strict=True)
     )
 
 
@@ -62,7 +62,7 @@ def test_a_phase_killed_anywhere_ends_in_the_bits_of_an_uninterrupted_one(config
             train(config, tmp_path / "killed")
     torch.manual_seed(step)  # another process has another global state
     resumed = train(config, tmp_path / "killed")
-    assert same(whole, resumed) and whole.curve == resumed.curve
+    assert same(whole, resumed) and whole.curves == resumed.curves
     assert (tmp_path / "killed" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
 
 
@@ -88,11 +88,11 @@ def test_a_finished_phase_is_loaded_not_repeated(config, tmp_path, monkeypatch):
     first = train(config, tmp_path)
     monkeypatch.setattr(Line, "minibatch", None)
     again = train(config, tmp_path)
-    assert same(first, again) and first.curve == again.curve and first.wall_s == again.wall_s
+    assert same(first, again) and first.curves == again.curves and first.wall_s == again.wall_s
 
 
 def test_a_finished_model_is_frozen_and_in_eval_mode(config, tmp_path):
-    model = train(config, tmp_path).model
+    model = train(config, tmp_path).networks
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -104,7 +104,9 @@ def test_a_state_of_another_configuration_is_refused(config, tmp_path):
 
 
 def test_the_curve_has_every_logged_step_and_the_last(config, tmp_path):
-    assert [step for step, _ in train(config, tmp_path, pace=Pace(log_every=5, checkpoint_every=100)).curve] == [
+    assert [
+        step for step, _ in train(config, tmp_path, pace=Pace(log_every=5, checkpoint_every=100)).curves["loss"]
+    ] == [
         5,
         10,
         12,
@@ -118,7 +120,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(config, tmp_path):
             train(config, tmp_path / "killed")
     with (tmp_path / "killed" / "log.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
-    assert train(config, tmp_path / "killed").curve == train(config, tmp_path / "whole").curve
+    assert train(config, tmp_path / "killed").curves == train(config, tmp_path / "whole").curves
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(config, tmp_path, monkeypatch):
@@ -132,7 +134,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(config,
     with pytest.raises(RunFailed, match="phase line, step 9: the loss is nan"):
         train(config, tmp_path)
     state = checkpoint.load(tmp_path / "running.safetensors")
-    assert state["steps_done"] == 5 and all(torch.isfinite(value).all() for value in state["model"].values())
+    assert state["steps_done"] == 5 and all(
+        torch.isfinite(value).all() for value in state["state"]["model"]["state_dict"].values()
+    )
 
 
 def test_a_finished_phase_leaves_its_model_and_its_log_only(config, tmp_path):
@@ -180,21 +184,21 @@ class Watching(Line):
             raise KeyboardInterrupt
         return super().minibatch(step, generator)
 
-    def watch(self, model):
-        self.seen.append((model.training, torch.is_grad_enabled()))
-        return {"size": sum(weight.square().sum() for weight in model.parameters()), "noise": torch.rand(()).item()}
+    def watch(self, networks):
+        self.seen.append((networks.training, torch.is_grad_enabled()))
+        return {"size": sum(weight.square().sum() for weight in networks.parameters()), "noise": torch.rand(()).item()}
 
 
 def test_what_a_phase_watches_stands_beside_the_loss_and_changes_no_bit(config, tmp_path):
     phase = Watching(config)
     watched, plain = train(config, tmp_path / "watched", phase), train(config, tmp_path / "plain")
     assert same(watched, plain) and plain.watched == []
-    assert [step for step, _ in watched.watched] == [step for step, _ in watched.curve] == [3, 6, 9, 12]
+    assert [step for step, _ in watched.watched] == [step for step, _ in watched.curves["loss"]] == [3, 6, 9, 12]
     assert set(phase.seen) == {(False, False)}
-    size = sum(float(weight.square().sum()) for weight in watched.model.parameters())
+    size = sum(float(weight.square().sum()) for weight in watched.networks.parameters())
     assert watched.watched[-1][1]["size"] == pytest.approx(size)
     lines = [json.loads(line) for line in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
-    assert [(line.pop("step"), line.pop("loss")) for line in lines] == watched.curve
+    assert [(line.pop("step"), line.pop("loss")) for line in lines] == watched.curves["loss"]
     assert lines == [values for _, values in watched.watched]
 
 
@@ -212,21 +216,25 @@ def test_the_average_is_watched_where_it_is_what_the_phase_hands_on(config, tmp_
     phase = Watching(config)
     phase.options = PLAIN.model_copy(update={"ema_decay": 0.9})
     result = train(config, tmp_path, phase)
-    size = sum(float(weight.square().sum()) for weight in result.model.parameters())
+    size = sum(float(weight.square().sum()) for weight in result.networks.parameters())
     assert result.watched[-1][1]["size"] == pytest.approx(size)
 
 
-def test_a_state_of_a_kit_that_watched_nothing_is_resumed(config, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path, Watching(config, dies_at=7))
-    state = checkpoint.load(tmp_path / "running.safetensors")
-    del state["watched"]
-    checkpoint.save(tmp_path / "running.safetensors", state)
-    assert [step for step, _ in train(config, tmp_path, Watching(config)).watched] == [6, 9, 12]
+def test_a_finished_phase_of_version_0_1_is_loaded(config, tmp_path, monkeypatch):
+    """It had one network, one curve, a format of its own, and neither watched nor said which versions there were."""
+    now = train(config, tmp_path)
+    state = checkpoint.load(tmp_path / "model.safetensors")
+    state |= {"model": state.pop("networks")["model"], "curve": state.pop("curves")["loss"]}
+    del state["watched"], state["versions"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", checkpoint.OLDER)
+        checkpoint.save(tmp_path / "model.safetensors", state)
+    then = train(config, tmp_path)
+    assert same(now, then) and now.curves == then.curves and (then.watched, then.versions) == ([], [])
 
 
 def test_the_record_of_a_run_keeps_what_was_watched(project, monkeypatch):
-    monkeypatch.setattr(Line, "watch", lambda self, model: {"validation.error": 0.5})
+    monkeypatch.setattr(Line, "watch", lambda self, networks: {"validation.error": 0.5})
     assert main(["run", "toy", "--seeds", "0", "--device", "cpu"]) == 0
     record = json.loads((project / "runs/toy/seed-0/record.json").read_text())
     assert record["watched"] == {"line": [[step, {"validation.error": 0.5}] for step in (3, 6, 9, 12)]}

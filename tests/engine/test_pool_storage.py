@@ -18,7 +18,7 @@ from nsgf.config import ImageConfig, PointConfig
 from nsgf.phases import VelocityField, make_phases
 from repro import pool as pools
 from repro import runinfo
-from repro.cli import main
+from repro.__main__ import main
 from repro.config import load
 from repro.errors import BadInput, RunFailed
 from repro.pool import Pool, make_file, place, publish

@@ -13,12 +13,14 @@ from forked import end, start
 from toy_method import Config, Constant, Line
 from toy_project import CONFIG
 
-from repro import checkpoint, phases, run, runinfo
-from repro.cli import main
+from repro import checkpoint, loop, run
+from repro.__main__ import main
 from repro.config import Pace, validate
 from repro.errors import Terminated, termination
 from repro.loop import run_phase
 from repro.runtime import Runtime, World
+from repro.update import Update
+from repro_tools import cli
 
 LINE = "repro: ended by SIGTERM; go on with the same command and --resume\n"
 
@@ -69,7 +71,7 @@ def weights(folder):
     return {
         f"{path.parent.name}/{name}": weight
         for path in sorted(folder.glob("toy/seed-0/*/model.safetensors"))
-        for name, weight in checkpoint.load(path)["model"].items()
+        for name, weight in checkpoint.load(path)["networks"]["model"].items()
     }
 
 
@@ -83,7 +85,7 @@ def same(one, other):
         (Line, "minibatch", 1, 1),
         (Line, "loss", 4, 4),
         (Line, "loss", 5, 5),
-        (phases.Stepper, "step", 8, 8),
+        (Update, "step", 8, 8),
         (checkpoint, "save", 1, 6),
         (loop._Log, "write", 3, 10),
     ],
@@ -215,7 +217,7 @@ class Forked:
     """In place of subprocess.Popen: the same command line in a process that need not import everything first."""
 
     def __init__(self, command, stdout, stderr, env):
-        assert command[1:3] == ["-m", "repro"]
+        assert command[1:3] == ["-m", "repro_tools"]
         self.process = start(ask_parent_of_two, command[3:], os.getpid(), output=Path(stdout.name))
 
     def wait(self):
@@ -238,14 +240,14 @@ def ask_parent_of_two(arguments, parent):
         return original(self, step, draws)
 
     Line.minibatch = minibatch
-    return main(arguments)
+    return cli.main(arguments)
 
 
 def test_several_runs_are_told_and_all_save_their_states(project, capsys, monkeypatch):
     """Were they not, the hundred thousand steps would be done."""
     monkeypatch.setattr(subprocess, "Popen", Forked)
     endless = ["--set", "phases.line.iterations=100000", "--set", "pace.log_every=100000"]
-    assert main(["run", "toy", "--seeds", "0", "1", "2", "--jobs", "2", *endless]) == 143
+    assert cli.main(["run", "toy", "--seeds", "0", "1", "2", "--jobs", "2", *endless]) == 143
     assert capsys.readouterr().err.splitlines()[-1] == LINE.strip()
     for seed in (0, 1):
         folder = project / f"runs/toy/seed-{seed}"
@@ -276,5 +278,5 @@ def test_a_run_that_is_just_being_started_is_told_too_and_no_other_starts(projec
     monkeypatch.setattr(
         ThreadPoolExecutor, "shutdown", lambda *given, **named: (acted.set(), shutdown(*given, **named))[1]
     )
-    assert main(["run", "toy", "--seeds", "0", "1", "2", "--jobs", "1"]) == 143
+    assert cli.main(["run", "toy", "--seeds", "0", "1", "2", "--jobs", "1"]) == 143
     assert [event.is_set() for event in told] == [True]

@@ -15,7 +15,7 @@ import torch
 from proof import Proof
 
 from nsgf.phases import make_phases
-from repro import config, run_command
+from repro import config, run
 from repro.errors import BadInput
 from repro.run import plan
 from repro.runtime import Runtime
@@ -94,7 +94,7 @@ def first_match_only(monkeypatch):
 
 def phases_by_name(monkeypatch):
     """The command knows two phases by name."""
-    real = run_command.plan
+    real = run.plan
 
     def for_two(project, experiment, overrides):
         return real(
@@ -103,7 +103,7 @@ def phases_by_name(monkeypatch):
             [o.replace("*", name) for o in overrides for name in ("velocity_field", "straight_flow")],
         )
 
-    monkeypatch.setattr(run_command, "plan", for_two)
+    monkeypatch.setattr(run, "plan", for_two)
 
 
 def changes_not_listed(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from proof import Proof
 
-from repro import arguments, run
+from repro import run, runtime
 from repro.runtime import Runtime
 from repro_tools import cli
 
@@ -94,15 +94,15 @@ def another_order(monkeypatch, tmp_path):
 
 def silent_fallback(monkeypatch):
     """What is not there becomes the CPU."""
-    real = arguments.device
+    real = runtime.find_device
 
     def device(name, world):
         try:
             return real(name, world)
-        except arguments.BadInput:
+        except runtime.BadInput:
             return torch.device("cpu")
 
-    monkeypatch.setattr(arguments, "device", device)
+    monkeypatch.setattr(runtime, "find_device", device)
 
 
 def first_gpu_named(monkeypatch):
@@ -118,15 +118,15 @@ def device_not_named(monkeypatch):
 
 
 def refused_with_advice(monkeypatch):
-    real = arguments.device
+    real = runtime.find_device
 
     def device(name, world):
         try:
             return real(name, world)
-        except arguments.BadInput as error:
-            raise arguments.BadInput(f"{error}; README.md, Limits, says what a run can use") from None
+        except runtime.BadInput as error:
+            raise runtime.BadInput(f"{error}; README.md, Limits, says what a run can use") from None
 
-    monkeypatch.setattr(arguments, "device", device)
+    monkeypatch.setattr(runtime, "find_device", device)
 
 
 def measured_twice(monkeypatch):

@@ -10,7 +10,8 @@ import yaml
 from proof import Proof
 from tiny_method import CONFIG, SPEC, train, write_project
 
-from repro import arguments, run
+from repro import __main__ as command_line
+from repro import run
 from repro.config import Change, flatten
 from repro.errors import BadInput
 from repro_tools import gate
@@ -25,7 +26,7 @@ PLANNED = {"seeds": [0], "claims": [SPEC["claims"][0] | {"reported": 5.0}]}
 
 def of_command_line(**given):
     """The overrides that --train-iters and --set stand for."""
-    return arguments.overrides(argparse.Namespace(**{"overrides": [], "train_iters": None} | given))
+    return command_line.overrides(argparse.Namespace(**{"overrides": [], "train_iters": None} | given))
 
 
 def check(tmp_path):

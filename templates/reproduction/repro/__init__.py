@@ -5,5 +5,5 @@ It never imports a method. A method describes itself in one `repro.method.Method
 know the specification and judge what it records.
 """
 
-INTERFACE = 1
+INTERFACE = 2
 """Of what the tools import from here. It rises when something that they use changes its meaning or goes."""

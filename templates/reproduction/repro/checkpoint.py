@@ -59,7 +59,7 @@ def save_by_hash(folder: Path, kind: str, state: dict[str, Any]) -> str:
 def _packed(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_pack(state, "state", tensors))
-    return tensors, {"format": FORMAT, "tree": tree, "sha256": _checksum(tree, tensors)}
+    return tensors, {"format": FORMAT, "tree": tree, "sha256": _checksum(tree, tensors, FORMAT)}
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
@@ -100,7 +100,7 @@ def load(path: Path) -> dict[str, Any]:
             # Copies: what lies in a file is not aligned, and sums of numbers that are not aligned round
             # differently.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no dict)
-        if _checksum(header["tree"], tensors) != header["sha256"]:
+        if _checksum(header["tree"], tensors, header["format"]) != header["sha256"]:
             raise ValueError("found other contents than its checksum says")
         state = _unpack(json.loads(header["tree"]), tensors)
         if tensors:
@@ -177,9 +177,10 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _checksum(tree: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the description and of every tensor's name, dtype, shape and bytes."""
-    total = hashlib.sha256(tree.encode())
+def _checksum(tree: str, tensors: dict[str, Tensor], form: str = FORMAT) -> str:
+    """SHA-256 of the format, the description, and every tensor's name, dtype, shape and bytes."""
+    # Version 0.1 left the format out; one flipped bit makes a 2 of a 3.
+    total = hashlib.sha256(tree.encode() if form == OLDER else f"{form}\n{tree}".encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"\n{name!r} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

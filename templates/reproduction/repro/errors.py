@@ -6,6 +6,7 @@ ends. Elsewhere (a pool being built, an evaluation) there is nothing to save, an
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,33 @@ class RunFailed(Exception):
 class Terminated(BaseException):
     """The process was asked to end (SIGTERM). Like KeyboardInterrupt no Exception, so that nothing swallows
     it."""
+
+
+INTERRUPTED = "repro: interrupted; go on with the same command and --resume"
+TERMINATED = "repro: ended by SIGTERM; go on with the same command and --resume"
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within this block SIGTERM and Ctrl-C end the process with their line, as long as there is nothing to save.
+
+    While modules are imported an exception would leave half of one behind, and a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        told, code = (INTERRUPTED, EXIT_INTERRUPTED) if number == signal.SIGINT else (TERMINATED, EXIT_TERMINATED)
+        os.write(2, f"{told}\n".encode())
+        os._exit(code)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

@@ -293,6 +293,7 @@ def _train(
     before = _newest_state(running, identity, world)
     if before is not None:
         with _fitting(running, phase):
+            _steps_done(before, range(phase.steps))  # a finished phase has no running state
             loop.restore(before, folder)
             spent_s, watched = before["wall_s"], [tuple(one) for one in before["watched"]]
             versions = _history(before["versions"], running, world)

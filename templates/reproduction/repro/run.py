@@ -9,10 +9,8 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +23,7 @@ from safetensors.torch import save_file
 
 from repro.checkpoint import Damaged, flush, previous, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
-from repro.errors import EXIT_OK, BadInput, Terminated
+from repro.errors import BadInput
 from repro.loop import FINISHED, RUNNING, Curve, PhaseResult, run_phase
 from repro.method import Evaluation, Project
 from repro.phases import Networks, Phase
@@ -38,7 +36,6 @@ from repro.runtime import (
     imported_versions,
     machine,
     peak_host_bytes,
-    progress,
 )
 
 try:
@@ -117,7 +114,7 @@ def execute(
     world.barrier()  # nothing is written until every process has looked
     if not world.first:
         return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase, gate)
-    _make_folder(folder)
+    make_folder(folder)
     with alone_in(folder):
         # Again: another process may have begun the run, or ended it, since.
         _check_folder(plan, folder, phases, resume, resume_phase)
@@ -277,64 +274,6 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
     return results
 
 
-def execute_many(
-    program: str,
-    plans: list[Plan],
-    seeds: list[int],
-    runs: Path,
-    jobs: int,
-    arguments: list[str],
-    finished: Callable[[Plan, int], None] = lambda plan, seed: None,
-) -> list[str]:
-    """Runs every (experiment, seed) in `jobs` processes at a time. Returns a line per run that failed.
-
-    Each process is `python -m PROGRAM run`; `arguments` are the options that it gets besides its experiment and seed. The processes
-    share the cores, unless OMP_NUM_THREADS says otherwise. `finished` is called for each run that did not fail, as it ends. A
-    SIGTERM is passed on to them, and Terminated raised after they have ended.
-    """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    tasks = [(plan, seed) for seed in seeds for plan in plans]
-    running: list[subprocess.Popen] = []
-    ending, starts = False, threading.Lock()  # a run must not start unseen while the others are being ended
-
-    def one(task: tuple[Plan, int]) -> str | None:
-        experiment, seed = task[0].experiment, task[1]
-        folder = run_folder(runs, experiment, seed)
-        _make_folder(folder)
-        command = [sys.executable, "-m", program, "run", experiment, "--seeds", str(seed), "--runs", str(runs)]
-        log = folder / "output.log"
-        with log.open("ab") as output:
-            with starts:
-                if ending:
-                    return None
-                process = subprocess.Popen(
-                    [*command, *arguments],
-                    stdout=output,
-                    stderr=output,
-                    env={"OMP_NUM_THREADS": str(threads)} | os.environ,
-                )
-                running.append(process)
-            code = process.wait()
-            running.remove(process)
-        if code == EXIT_OK:
-            finished(*task)
-            return None
-        last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-        return f"{experiment} seed {seed}: exit code {code}: {last} (see {log})"
-
-    with ThreadPoolExecutor(jobs) as workers:
-        try:
-            outcomes: Iterator[str | None] = workers.map(one, tasks)
-            return [outcome for outcome in progress(outcomes, "runs", total=len(tasks)) if outcome]
-        except (KeyboardInterrupt, Terminated):
-            workers.shutdown(wait=False, cancel_futures=True)
-            with starts:
-                ending = True
-            for process in list(running):
-                process.terminate()
-            raise
-
-
 def holds_run(folder: Path) -> bool:
     """Whether a run was started in `folder`."""
     return (folder / CONFIG).exists()
@@ -352,7 +291,7 @@ def _check_machine(folder: Path, phases: list[Phase[Any]], runtime: Runtime, res
     return messages
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

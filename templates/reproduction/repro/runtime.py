@@ -207,6 +207,30 @@ def deterministic(device: torch.device, determinism: Determinism = "strict") -> 
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+CPU = Runtime(torch.device("cpu"))
+"""Where what is asked about a method needs no device."""
+
+
+def find_device(name: str, world: World) -> torch.device:
+    """The device that --device names. Raises BadInput when this machine does not have it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and world.size > 1:
+        if name != "cuda":
+            raise BadInput(f"--device: found '{name}', expected cuda, auto or cpu with {world.size} processes")
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    count = torch.cuda.device_count()
+    devices = ["cpu", *(f"cuda:{index}" for index in range(count))]
+    refusal = f"--device: found '{name}', expected {', '.join(devices)} or auto"
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise BadInput(refusal) from None
+    if found.type not in ("cpu", "cuda") or (found.index or 0) >= (count if found.type == "cuda" else 1):
+        raise BadInput(refusal)
+    return found
+
+
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
     """Within this block a GPU's products of float32 numbers are what `precision` says, float32 unless it says

@@ -45,6 +45,11 @@ class Update:
 
     # For the method.
 
+    @property
+    def device(self) -> torch.device:
+        """Where networks, tensors of the state and parts of a minibatch lie."""
+        return self._runtime.device
+
     def parts(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         """This process' rows of a minibatch, on the device."""
         if self._shared is None or self._shared[0] is not batch:
@@ -154,7 +159,10 @@ class Update:
         return found
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """A number for the curve of this name: the newest one is written at every `pace.log_every` steps."""
+        """A number for the curve of this name: the newest one is written at every `pace.log_every` steps.
+
+        It counts as one after this step, also where `collect` logs it before.
+        """
         self.logged[name] = self.step_number + 1, value.detach() if isinstance(value, Tensor) else value
 
     # For the loop.
