@@ -1,5 +1,3 @@
-from repro.loop import Loop
-
 """A rehearsal takes the memory of a real step: on fake tensors as on real ones, and as the allocator counts it."""
 
 import pytest
@@ -11,7 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_models import PLAIN
 from repro.errors import BadInput
+from repro.loop import Loop
 from repro.phases import SingleLossPhase, StepOptions
+from repro.runtime import Runtime
 from repro_tools.memory.fake import (
     AsOnAGpu,
     CannotRehearse,
@@ -355,7 +355,7 @@ def test_a_rehearsal_does_the_engine_s_steps():
     torch.manual_seed(0)
     rehearsal = Rehearsal(phase, {})
     rehearsal.draw()
-    loop = Loop(phase, seed=0, runtime=Runtime(CPU), earlier={})
+    loop = Loop(phase, seed=0, runtime=Runtime(torch.device("cpu")), earlier={})
     torch.manual_seed(0)
     loop.state = phase.setup({})
     as_on_a_gpu(loop.state.optimiser)

@@ -180,8 +180,9 @@ class Update:
         if left := [name.removeprefix("state.") for name, weight in weights if weight.grad is not None]:
             names = ", ".join(left[:3]) + f" and {len(left) - 3} more" * (len(left) > 3)
             raise self._refusal(
-                f"found a gradient left on {names}, expected none at the end of a step; step the optimiser that holds it, give "
-                "backward(..., inputs=) the weights that are meant, or take it off by update.gradient"
+                f"found a gradient left on {names}, expected none at the end of a step; step the optimiser "
+                "that holds it, give backward(..., inputs=) the weights that are meant, or take it off by "
+                "update.gradient"
             )
 
     def numbers(self) -> dict[str, tuple[int, float]]:
