@@ -9,13 +9,13 @@ from pathlib import Path
 import repro
 from repro.errors import BadInput, RunFailed
 
-KIT = (Path(__file__).parent, Path(repro.__file__).parent)
+OURS = (Path(__file__).parent, Path(repro.__file__).parent)
 LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 LONGEST = 300
 
 
 def describe(error: BaseException) -> str:
-    """`Kind: message (file:line)`; the line is the innermost one that is neither the kit's nor a library's.
+    """`Kind: message (file:line)`; the line is the innermost one that is neither the engine's, the tools' nor a library's.
 
     An assertion without a message is told by its source. BadInput and RunFailed say all by themselves.
     """
@@ -46,7 +46,6 @@ def _is_users(path: Path) -> bool:
         return False
     path = path.absolute()
     return not (
-        any(path.is_relative_to(folder) for folder in KIT)
-        or any(path.is_relative_to(folder) for folder in LIBRARIES)
+        any(path.is_relative_to(folder) for folder in (*OURS, *LIBRARIES))
         or {"site-packages", "dist-packages"} & set(path.parts)
     )

@@ -16,6 +16,7 @@ from repro.config import RunConfig, Section
 from repro.method import Evaluation, Method, Project
 from repro.phases import SingleLossPhase
 from repro.runtime import Runtime
+from repro_tools.gate import checked_plan, gate
 
 STEPS, LOWEST = 6, 3
 """Steps of the shipped configuration, and the weight at which the loss is lowest: it is not the last one."""
@@ -92,7 +93,7 @@ class Count(SingleLossPhase):
 
 
 def evaluate(config, models, seed, runtime):
-    return Evaluation({"weight": OFF[seed] * float(models["steps"].weight)}, {})
+    return Evaluation({"weight": OFF[seed] * float(models["steps"]["model"].weight)}, {})
 
 
 METHOD = Method("count", Config, lambda config, runtime: [Count(config)], evaluate, lambda *_: "")
@@ -110,8 +111,8 @@ def train(project: Project, seed: int, *overrides: str, runs: str = "runs") -> P
     """A run as `repro run` makes it; its folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "describe", lambda *_: ORIGIN)
-        plan = run.plan(project, "count", list(overrides))
-        return run.execute(plan, seed, project.root / runs, runtime(), False, None)
+        plan = checked_plan(project, "count", list(overrides))
+        return run.execute(plan, seed, project.root / runs, runtime(), False, None, gate(plan))
 
 
 def runtime() -> Runtime:

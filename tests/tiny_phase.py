@@ -28,7 +28,7 @@ class TinyPhase(SingleLossPhase):
 
     def __init__(self, killed_at: int | None = None):
         self.killed_at = killed_at
-        self.steps: list[int] = []
+        self.done: list[int] = []
         self.rows: list[list[int]] = []
         self.dropped: list[list[bool]] = []
         self.rates: list[float] = []
@@ -44,7 +44,7 @@ class TinyPhase(SingleLossPhase):
     def minibatch(self, step, generator):
         if step == self.killed_at:
             raise Killed
-        self.steps.append(step)
+        self.done.append(step)
         return {"row": torch.randperm(ROWS, generator=generator)[:BATCH]}
 
     def loss(self, model, batch):

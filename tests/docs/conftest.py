@@ -15,6 +15,15 @@ from site_browser import chromium, opened, served
 
 ROOT = Path(__file__).parents[2]
 DEMO_PAGE = "reference_impl/reports/demo/README.md"
+TAKE_MINUTES = {"site", "zensical_site", "browser"}
+"""Fixtures: to build the site, and to look at it."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if TAKE_MINUTES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import textwrap
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from itertools import takewhile, zip_longest
 from pathlib import Path
 
@@ -159,6 +160,7 @@ def without_code(text: str) -> str:
     return re.sub(r"`[^`\n]*`", "", text)
 
 
+@cache
 def anchors(text: str) -> set[str]:
     """The ids that the site gives to the headings of a page."""
     body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)

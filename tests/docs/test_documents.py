@@ -33,7 +33,7 @@ from document_checks import (
 )
 
 from nsgf import inception
-from repro import arguments
+from repro import __main__ as command_line
 from repro.config import flatten, read_yaml
 from repro.errors import BadInput
 from repro.method import find_project
@@ -77,8 +77,8 @@ def refusal(words: list[str]) -> str | None:
         with redirect_stdout(io.StringIO()), redirect_stderr(told):
             options = cli.parser(words[0]).parse_args(words)
         project = find_project(ROOT)
-        overrides = arguments.overrides(options) if hasattr(options, "overrides") else []
-        for name in arguments.names(project, getattr(options, "experiments", [])):
+        overrides = command_line.overrides(options) if hasattr(options, "overrides") else []
+        for name in command_line.names(project, getattr(options, "experiments", [])):
             checked_plan(project, name, overrides)
     except BadInput as error:
         return error.problems[-1]

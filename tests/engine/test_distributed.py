@@ -401,6 +401,7 @@ def test_processes_of_one_run_are_no_jobs(project, capsys, monkeypatch):
     assert not (project / "runs").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_runs_an_experiment_from_end_to_end(project, monkeypatch):
     environment(monkeypatch, PYTHONPATH=python_path(), OMP_NUM_THREADS="1", **LOOPBACK)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

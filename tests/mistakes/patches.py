@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
-from repro import phases
+from repro import loop
 
 
 def change_finished_networks(monkeypatch: pytest.MonkeyPatch, change: Callable[[nn.Module], object]) -> None:
@@ -16,7 +16,8 @@ def change_finished_networks(monkeypatch: pytest.MonkeyPatch, change: Callable[[
 
     def load_finished(*arguments):
         result = real(*arguments)
-        change(result.model)
+        for network in result.networks.values():
+            change(network)
         return result
 
     monkeypatch.setattr(loop, "_load_finished", load_finished)

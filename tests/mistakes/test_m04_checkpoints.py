@@ -7,7 +7,7 @@ metric. Only the steps after that state are done again. A test that only asks wh
 import json
 import shutil
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import count
 
 import pytest
@@ -15,11 +15,11 @@ import torch
 from proof import Proof
 
 from nsgf import phases as methods
-from repro import checkpoint, phases, run, runinfo
+from repro import checkpoint, loop, run
+from repro import state as states
 from repro.errors import BadInput
 from repro.run import execute, plan, run_folder
 from repro.runtime import Runtime
-from repro_tools.spec import load_spec
 
 STEPS, SAVED_EVERY = 5, 2
 CPU = Runtime(torch.device("cpu"))
@@ -111,10 +111,9 @@ KILLS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """What a record says of the machine is looked up on every run, and is no part of a proof; nor is what the spec says."""
+    """What a record says of the machine is looked up on every run, and is no part of a proof."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "imported_versions", dict)
-        patch.setattr(run, "load_spec", cache(load_spec))
         yield
 
 
@@ -186,10 +185,11 @@ def compare(found, expected, tiny=MOONS):
         one, other = (
             checkpoint.load(folder / f"{number}-{name}" / "model.safetensors") for folder in (found, expected)
         )
-        same = all(torch.equal(one["model"][key], tensor) for key, tensor in other["model"].items())
+        weights, expected_weights = one["networks"]["model"], other["networks"]["model"]
+        same = all(torch.equal(weights[key], tensor) for key, tensor in expected_weights.items())
         assert same, f"{name}: the weights differ from those of an uninterrupted run"
-        assert one["curve"] == other["curve"], f"{name}: the losses differ from those of an uninterrupted run"
-        assert len(one["curve"]) == STEPS
+        assert one["curves"] == other["curves"], f"{name}: the losses differ from those of an uninterrupted run"
+        assert len(one["curves"]["loss"]) == STEPS
     one, other = (json.loads((folder / "record.json").read_text()) for folder in (found, expected))
     assert one["metrics"] == other["metrics"] and one["curves"] == other["curves"], (
         "the record differs from that of an uninterrupted run"
@@ -251,17 +251,22 @@ def change_saved(monkeypatch, change):
 
 def no_optimiser(monkeypatch):
     """The moments of Adam are left out."""
-    change_saved(monkeypatch, lambda state: {"optimiser": state["optimiser"] | {"state": {}}})
+    without = lambda optimiser: optimiser | {"state": {}}  # noqa: E731
+    change_saved(
+        monkeypatch,
+        lambda saved: {"state": saved["state"] | {"optimiser": without(saved["state"]["optimiser"])}},
+    )
 
 
 def no_average(monkeypatch):
     """The average of the weights is not restored: a resumed phase begins a new one."""
-    real = phases.Stepper.load_state_dict
-    monkeypatch.setattr(
-        phases.Stepper,
-        "load_state_dict",
-        lambda self, state: real(self, state | {"average": self._average.state_dict()}),
-    )
+    real = loop.Loop.restore
+
+    def restore(self, before, folder):
+        new = {"average": states.saved(self.state)["average"]}
+        real(self, before | {"state": before["state"] | new}, folder)
+
+    monkeypatch.setattr(loop.Loop, "restore", restore)
 
 
 def pool_of_the_beginning(monkeypatch):
@@ -291,22 +296,22 @@ def step_repeated(monkeypatch):
 
 def same_data_again(monkeypatch):
     """The half-made resume: draws are counted from where the process began, so it trains on what it has already seen."""
-    real_seed, real_generator, counters = phases.seed_global_generators, phases.generator, {}
+    real_seed, real_draw, counters = loop.seed_global_generators, loop.Draw, {}
 
     def seed(run_seed, name, what, *rest):
         if what == "initialise":
             counters[name] = count()
         real_seed(run_seed, name, what, *rest)
 
-    monkeypatch.setattr(phases, "seed_global_generators", seed)
+    monkeypatch.setattr(loop, "seed_global_generators", seed)
     monkeypatch.setattr(
-        phases, "generator", lambda seed, name, what, step: real_generator(seed, name, what, next(counters[name]))
+        loop, "Draw", lambda seed, name, what, _, **more: real_draw(seed, name, what, next(counters[name]), **more)
     )
 
 
 def losses_lost(monkeypatch):
     """The curve of a resumed run begins at the resume."""
-    change_saved(monkeypatch, lambda state: {"curve": []})
+    change_saved(monkeypatch, lambda state: {"curves": {}})
 
 
 def written_in_place(monkeypatch):

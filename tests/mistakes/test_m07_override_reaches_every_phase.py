@@ -15,11 +15,12 @@ import torch
 from proof import Proof
 
 from nsgf.phases import make_phases
-from repro import config, run, run_command
+from repro import config, run
 from repro.errors import BadInput
 from repro.run import plan
 from repro.runtime import Runtime
-from repro_tools import cli
+from repro_tools import cli, gate
+from repro_tools import run as checked_run
 from repro_tools.spec import load_spec
 
 CPU = Runtime(torch.device("cpu"))
@@ -33,7 +34,8 @@ read_spec = cache(load_spec)  # a long file, and no proof changes it
 @pytest.fixture(autouse=True)
 def in_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(run, "load_spec", read_spec)
+    for module in (gate, checked_run):
+        monkeypatch.setattr(module, "load_spec", read_spec)
 
 
 def named(project, pattern):
@@ -92,7 +94,7 @@ def first_match_only(monkeypatch):
 
 def phases_by_name(monkeypatch):
     """The command knows two phases by name."""
-    real = run_command.plan
+    real = run.plan
 
     def for_two(project, experiment, overrides):
         return real(
@@ -101,7 +103,7 @@ def phases_by_name(monkeypatch):
             [o.replace("*", name) for o in overrides for name in ("velocity_field", "straight_flow")],
         )
 
-    monkeypatch.setattr(run_command, "plan", for_two)
+    monkeypatch.setattr(run, "plan", for_two)
 
 
 def changes_not_listed(monkeypatch):

@@ -51,13 +51,14 @@ def check(implementation, storages, shapes=(SMALL,)):
 
 
 def pool_bytes(experiment):
-    """What `repro memory` finds for one velocity of the pool, above the networks and the optimiser that lie beside it."""
+    """What `repro memory` finds for one velocity of the pool, above the network and the optimiser that lie beside it.
+
+    No gradient does: a step clears what it has used.
+    """
     phase = Planned.read(find_project(Path(__file__)), experiment, []).phases()[0]
     (velocity,) = of_phase(phase, [], steps=1).parts[1:]
     resident = sum(velocity.peak.by_kind.get(kind, 0) for kind in ("parameters", "optimiser"))
-    return (
-        velocity.peak.total - resident - sum(weight.nbytes for weight in phase.make_model().parameters())
-    )  # gradients
+    return velocity.peak.total - resident
 
 
 def check_estimate(experiment, n, d):

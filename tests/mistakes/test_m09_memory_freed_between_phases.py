@@ -15,11 +15,10 @@ from proof import Proof
 
 from nsgf.laws import ImageLaws
 from nsgf.phases import NSGFPhase, VelocityField, make_phases
-from repro import phases
 from repro.config import Pace, load
-from repro.loop import run_phase
-from repro.phases import Stepper
+from repro.loop import Loop, run_phase
 from repro.runtime import Runtime
+from repro.update import Update
 
 CPU = Runtime(torch.device("cpu"))
 COMMON = [
@@ -53,7 +52,7 @@ def spied(phase, patch):
     spy(phase, "make_model", {"training network": lambda given: given[-1]})
     spy(phase, "make_optimiser", {"optimiser": lambda given: given[-1]})
     spy(phase, "loss", {"graph": lambda given: given[-1]})
-    spy(Stepper, "__init__", {"averaged weights": lambda given: given[0].result} if phase.options.ema_decay else {})
+    spy(phase, "setup", {"averaged weights": lambda given: given[-1].average.module} if phase.options.ema_decay else {})
     if isinstance(phase, VelocityField):
         spy(phase, "prepare", {"pool": lambda _: phase.pool._rows})
     if isinstance(phase.laws, ImageLaws):
@@ -81,10 +80,10 @@ def check(experiment, project, tmp_path):
         assert set(made) == expected, f"{phase.name}: watched {sorted(made)}, expected {sorted(expected)}"
         alive = [kind for kind, reference in made.items() if reference() is not None]
         assert not alive, f"{phase.name} has ended, but still alive: {', '.join(alive)}"
-        assert not any(module.training for module in result.model.modules()), (
+        assert not any(module.training for module in result.networks.modules()), (
             f"{phase.name}: its network is handed on in training mode"
         )
-        frozen = not any(p.requires_grad or p.grad is not None for p in result.model.parameters())
+        frozen = not any(p.requires_grad or p.grad is not None for p in result.networks.parameters())
         assert frozen, f"{phase.name}: its network is handed on with gradients"
 
 
@@ -105,8 +104,8 @@ def optimiser_kept(monkeypatch):
 
 def losses_kept(monkeypatch):
     """The losses are collected as tensors, each with its graph, to be plotted at the end."""
-    real, losses = Stepper.step, []
-    monkeypatch.setattr(Stepper, "step", lambda self, loss, number: real(self, losses.append(loss) or loss, number))
+    real, losses = Update.backward, []
+    monkeypatch.setattr(Update, "backward", lambda self, loss: real(self, losses.append(loss) or loss))
 
 
 def images_kept(monkeypatch):
@@ -115,8 +114,8 @@ def images_kept(monkeypatch):
 
 def average_kept(monkeypatch):
     """The averaged weights are kept for a figure."""
-    real, kept = Stepper.state_dict, []
-    monkeypatch.setattr(Stepper, "state_dict", lambda self: kept.append(self.result) or real(self))
+    real, kept = NSGFPhase.networks, []
+    monkeypatch.setattr(NSGFPhase, "networks", lambda self, state: kept.append(state.average) or real(self, state))
 
 
 def training_mode(monkeypatch):
@@ -132,8 +131,8 @@ def attribute_deleted(monkeypatch):
 
 
 def numbers_kept(monkeypatch):
-    real, losses = loop._finite, []
-    monkeypatch.setattr(loop, "_finite", lambda loss, *rest: losses.append(real(loss, *rest)) or losses[-1])
+    real, numbers = Loop.numbers, []
+    monkeypatch.setattr(Loop, "numbers", lambda self: numbers.append(real(self)) or numbers[-1])
 
 
 PROOFS = [

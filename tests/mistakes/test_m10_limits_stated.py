@@ -12,7 +12,7 @@ import pytest
 import torch
 from proof import Proof
 
-from repro import arguments, runinfo
+from repro import run, runtime
 from repro.runtime import Runtime
 from repro_tools import cli
 
@@ -59,7 +59,7 @@ def check_record(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU at {device}")
         found = {
-            name: runinfo.describe(ROOT, Runtime(torch.device(name)))["machine"]["device"]
+            name: run.describe(ROOT, Runtime(torch.device(name)))["machine"]["device"]
             for name in ("cpu", "cuda:0", "cuda:1")
         }
     expected = {"cpu": "cpu", "cuda:0": "the GPU at cuda:0", "cuda:1": "the GPU at cuda:1"}
@@ -94,44 +94,44 @@ def another_order(monkeypatch, tmp_path):
 
 def silent_fallback(monkeypatch):
     """What is not there becomes the CPU."""
-    real = arguments.device
+    real = runtime.find_device
 
     def device(name, world):
         try:
             return real(name, world)
-        except arguments.BadInput:
+        except runtime.BadInput:
             return torch.device("cpu")
 
-    monkeypatch.setattr(arguments, "device", device)
+    monkeypatch.setattr(runtime, "find_device", device)
 
 
 def first_gpu_named(monkeypatch):
-    real = runinfo.machine
+    real = run.machine
     monkeypatch.setattr(
-        runinfo, "machine", lambda device: real(torch.device("cuda:0") if device.type == "cuda" else device)
+        run, "machine", lambda device: real(torch.device("cuda:0") if device.type == "cuda" else device)
     )
 
 
 def device_not_named(monkeypatch):
-    real = runinfo.machine
-    monkeypatch.setattr(runinfo, "machine", lambda device: real(device) | {"device": "cpu"})
+    real = run.machine
+    monkeypatch.setattr(run, "machine", lambda device: real(device) | {"device": "cpu"})
 
 
 def refused_with_advice(monkeypatch):
-    real = arguments.device
+    real = runtime.find_device
 
     def device(name, world):
         try:
             return real(name, world)
-        except arguments.BadInput as error:
-            raise arguments.BadInput(f"{error}; README.md, Limits, says what a run can use") from None
+        except runtime.BadInput as error:
+            raise runtime.BadInput(f"{error}; README.md, Limits, says what a run can use") from None
 
-    monkeypatch.setattr(arguments, "device", device)
+    monkeypatch.setattr(runtime, "find_device", device)
 
 
 def measured_twice(monkeypatch):
-    real = runinfo.machine
-    monkeypatch.setattr(runinfo, "machine", lambda device: real(torch.device("cpu")) | real(device))
+    real = run.machine
+    monkeypatch.setattr(run, "machine", lambda device: real(torch.device("cpu")) | real(device))
 
 
 PROOFS = [

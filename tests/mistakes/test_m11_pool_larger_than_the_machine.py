@@ -18,7 +18,7 @@ from proof import Proof
 from nsgf import phases
 from nsgf.phases import VelocityField
 from repro import pool as pools
-from repro import run, runinfo
+from repro import run, runtime
 from repro.config import load
 from repro.errors import BadInput
 from repro.pool import Placement
@@ -55,9 +55,9 @@ def machine(patch, folder, memory, disk, limited):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    patch.setattr(runinfo, "PROC", folder / "proc")
-    patch.setitem(runinfo.CGROUPS, "", (folder / "group", *runinfo.CGROUPS[""][1:]))
-    patch.setitem(runinfo.CGROUPS, "memory", (folder / "none", *runinfo.CGROUPS["memory"][1:]))
+    patch.setattr(runtime, "PROC", folder / "proc")
+    patch.setitem(runtime.CGROUPS, "", (folder / "group", *runtime.CGROUPS[""][1:]))
+    patch.setitem(runtime.CGROUPS, "memory", (folder / "none", *runtime.CGROUPS["memory"][1:]))
     patch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": WHOLE * GIB}.get)
     patch.setattr(pools.shutil, "disk_usage", lambda folder: Usage(0, 0, disk * GIB))
 
@@ -89,8 +89,8 @@ def outcome(planned, runs, experiment, *overrides):
         patch.setattr(phases, "make_file", on_disk)
         patch.setattr(run, "describe", lambda *_: {})  # asks git and every package
         try:
-            runtime = Runtime(torch.device("cpu"), stand_in_data=True)
-            run.execute(planned(experiment, *overrides), 0, runs, runtime, resume=False, resume_phase=None)
+            on_the_cpu = Runtime(torch.device("cpu"), stand_in_data=True)
+            run.execute(planned(experiment, *overrides), 0, runs, on_the_cpu, resume=False, resume_phase=None)
         except Begun as begun:
             return begun.args
         except BadInput as refused:
@@ -136,7 +136,7 @@ def the_whole_machine(monkeypatch):
 
 def the_container_forgotten(monkeypatch):
     """The system is asked what is available, and says it of the whole machine."""
-    monkeypatch.setattr(runinfo, "_read", lambda path: path.read_text() if path.name == "meminfo" else None)
+    monkeypatch.setattr(runtime, "_read", lambda path: path.read_text() if path.name == "meminfo" else None)
 
 
 def any_disk_will_do(monkeypatch):

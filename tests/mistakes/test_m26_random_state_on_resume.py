@@ -9,7 +9,7 @@ import torch
 from proof import Proof
 from tiny_phase import STEPS, TinyPhase, train
 
-from repro import checkpoint, phases, randomness
+from repro import checkpoint, loop, randomness
 
 KILLED_AT, RESUMED_AT = 5, 4
 
@@ -18,37 +18,37 @@ def check(tmp_path):
     whole = train(TinyPhase(), tmp_path / "whole")
     train(TinyPhase(KILLED_AT), tmp_path / "killed")
     resumed = train(TinyPhase(), tmp_path / "killed")
-    assert resumed.steps == list(range(RESUMED_AT, STEPS))
+    assert resumed.done == list(range(RESUMED_AT, STEPS))
     for what, found, expected in (
         ("trains on the rows", resumed.rows, whole.rows),
         ("drops the units", resumed.dropped, whole.dropped),
     ):
         assert len({str(one) for one in expected}) == STEPS  # or one step would pass for another
-        for step, one in zip(resumed.steps, found, strict=True):
+        for step, one in zip(resumed.done, found, strict=True):
             whose = f"step {expected.index(one)}" if one in expected else "no step"
             assert one == expected[step], f"step {step} of a resumed run {what} of {whose} of an uninterrupted one"
 
 
 def dropout_seeded_once_a_process(monkeypatch):
     """Global generators get their seed where the network is initialised, and no other. The rows are functions of the step still."""
-    real = phases.seed_global_generators
+    real = loop.seed_global_generators
 
     def seed_global_generators(*parts):
         if "initialise" in parts:
             real(*parts)
 
-    monkeypatch.setattr(phases, "seed_global_generators", seed_global_generators)
+    monkeypatch.setattr(loop, "seed_global_generators", seed_global_generators)
 
 
 def all_seeded_once_a_process(monkeypatch):
     """`torch.manual_seed(seed)` at the start, and everything drawn from there."""
     dropout_seeded_once_a_process(monkeypatch)
-    monkeypatch.setattr(phases, "generator", lambda *parts: torch.default_generator)
+    monkeypatch.setattr(loop, "Draw", lambda *parts, **more: torch.default_generator)
 
 
 def another_seed_after_a_resume(monkeypatch):
     """Nothing is replayed, but the order is not that of one run: within an epoch rows come twice and others never."""
-    real, newest = phases.generator, checkpoint.newest
+    real, newest = loop.Draw, checkpoint.newest
     session = []
 
     def noting(path):
@@ -57,20 +57,20 @@ def another_seed_after_a_resume(monkeypatch):
         return found
 
     monkeypatch.setattr(checkpoint, "newest", noting)
-    monkeypatch.setattr(phases, "generator", lambda *parts: real(*parts, *session))
+    monkeypatch.setattr(loop, "Draw", lambda *parts, **more: real(*parts, *session, **more))
 
 
 def random_state_saved_with_the_weights(monkeypatch):
     """One stream for the whole run, put back where it was."""
     all_seeded_once_a_process(monkeypatch)
-    save, load = checkpoint.save, phases.Stepper.load_state_dict
+    save, load = checkpoint.save, loop.Loop.restore
 
-    def load_state_dict(self, state):
-        load(self, state)
-        torch.set_rng_state(state["random"])
+    def restore(self, before, folder):
+        load(self, before, folder)
+        torch.set_rng_state(before["random"])
 
     monkeypatch.setattr(checkpoint, "save", lambda path, state: save(path, state | {"random": torch.get_rng_state()}))
-    monkeypatch.setattr(phases.Stepper, "load_state_dict", load_state_dict)
+    monkeypatch.setattr(loop.Loop, "restore", restore)
 
 
 def another_function_of_the_step(monkeypatch):

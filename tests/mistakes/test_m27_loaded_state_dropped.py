@@ -11,9 +11,8 @@ from tiny_phase import TinyPhase, train
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from repro import checkpoint, phases
+from repro import checkpoint, loop
 from repro.phases import PLAIN
-from repro.step import Stepper
 
 KILLED_AT, RESUMED_AT = 5, 4
 
@@ -71,7 +70,7 @@ def run(tmp_path):
 
 def check(tmp_path):
     resumed, second, read = run(tmp_path)
-    assert resumed.steps[0] == RESUMED_AT and read.storages
+    assert resumed.done[0] == RESUMED_AT and read.storages
     for where, phase in (("a resumed phase", resumed), ("the phase after it", second)):
         step, alive = next(iter(phase.alive.items()))
         assert not alive, f"step {step} of {where}: {alive} bytes of what was read are alive, and nothing uses them"
@@ -104,13 +103,13 @@ def kept_in_a_variable(monkeypatch):
 
 
 def kept_by_the_optimisers_owner(monkeypatch):
-    real = Stepper.load_state_dict
+    real = loop.Loop.restore
 
-    def load_state_dict(self, state):
-        self.state = state
-        real(self, state)
+    def restore(self, before, folder):
+        self.before = before
+        real(self, before, folder)
 
-    monkeypatch.setattr(Stepper, "load_state_dict", load_state_dict)
+    monkeypatch.setattr(loop.Loop, "restore", restore)
 
 
 def kept_of_a_finished_phase(monkeypatch):
@@ -138,9 +137,9 @@ def numbers_kept(monkeypatch):
 
 def moments_copied(monkeypatch):
     """As on a GPU: the optimiser has moments of its own, and those that were read go."""
-    real = Stepper.load_state_dict
-    copied = lambda self, state: real(self, tree_map_only(torch.Tensor, torch.clone, state))  # noqa: E731
-    monkeypatch.setattr(Stepper, "load_state_dict", copied)
+    real = loop.Loop.restore
+    copied = lambda self, before, folder: real(self, tree_map_only(torch.Tensor, torch.clone, before), folder)  # noqa: E731
+    monkeypatch.setattr(loop.Loop, "restore", copied)
 
 
 RESUMED = "step 4 of a resumed phase: "

@@ -1,7 +1,7 @@
 """m28: a step counter off by one after resume.
 
 Over all processes of a run each step is done once, the optimiser has counted as many steps as the run, and the learning rate of a step is the
-one that its number gives.
+one that its number gives. A rate that is not the one which the step before left is refused.
 """
 
 import pytest
@@ -9,23 +9,24 @@ import torch
 from proof import Proof
 from tiny_phase import SAVED_EVERY, STEPS, TinyPhase, train
 
-from repro import checkpoint, phases
-from repro.phases import PLAIN
+from repro import checkpoint, loop
+from repro.errors import RunFailed
+from repro.phases import PLAIN, SingleLossPhase
 
 KILLED_AT = 5
 SAVED = KILLED_AT // SAVED_EVERY * SAVED_EVERY
 WARM_UP = PLAIN.model_copy(update={"warmup_steps": STEPS})
 
 
-def sessions(folder):
+def sessions(folder, options=PLAIN):
     """A phase that is killed, and what went on from its last saved state: the steps after that state died with the process."""
     first, second = TinyPhase(KILLED_AT), TinyPhase()
     for phase in (first, second):
-        phase.options = WARM_UP
+        phase.options = options
         train(phase, folder)
     return (
-        first.steps[:SAVED] + second.steps,
-        first.rates[:SAVED] + second.rates[-len(second.steps) :],
+        first.done[:SAVED] + second.done,
+        first.rates[:SAVED] + second.rates[-len(second.done) :],
         second.optimiser,
     )
 
@@ -43,7 +44,10 @@ def check_optimiser(tmp_path):
 
 
 def check_rates(tmp_path):
-    steps, rates, optimiser = sessions(tmp_path)
+    try:
+        steps, rates, optimiser = sessions(tmp_path, WARM_UP)
+    except RunFailed as refused:
+        raise AssertionError(str(refused)) from refused
     for step, rate in zip(steps, rates, strict=True):
         expected = optimiser.defaults["lr"] * (step + 1) / STEPS
         assert rate == pytest.approx(expected), f"step {step}: found a learning rate of {rate}, expected {expected}"
@@ -70,15 +74,34 @@ def counted_on_after_saving_only(monkeypatch):
 
 def schedule_of_the_process(monkeypatch):
     """The warm-up counts the steps of the process, not those of the run."""
-    real, begun = phases.Stepper.step, {}
+    begun = {}
+
+    def set_rates(self, state, step):
+        for group, rate in zip(state.optimiser.param_groups, state.rates, strict=True):
+            group["lr"] = self._factor(step - begun.setdefault(self, step)) * rate
+
+    monkeypatch.setattr(SingleLossPhase, "_set_rates", set_rates)
+
+
+def factor_of_the_process(monkeypatch):
+    """The same by a counter in the method's own function of the step."""
+    real, begun = SingleLossPhase._factor, {}
     monkeypatch.setattr(
-        phases.Stepper, "step", lambda self, loss, number: real(self, loss, number - begun.setdefault(self, number))
+        SingleLossPhase,
+        "_factor",
+        lambda self, step: real(self, step - begun.setdefault(self, step)),
     )
 
 
 def optimiser_left_out(monkeypatch):
     """Moments, and the count that corrects their bias, begin anew."""
-    monkeypatch.setattr(phases.Stepper, "load_state_dict", lambda self, state: None)
+    real = loop.Loop.restore
+
+    def restore(self, before, folder):
+        without = before["state"]["optimiser"] | {"state": {}}
+        real(self, before | {"state": before["state"] | {"optimiser": without}}, folder)
+
+    monkeypatch.setattr(loop.Loop, "restore", restore)
 
 
 def last_step_saved_and_the_next_resumed(monkeypatch):
@@ -96,15 +119,16 @@ def last_step_saved_and_the_next_resumed(monkeypatch):
 
 def a_step_to_make_the_moments(monkeypatch):
     """An idle step before the state is loaded, so that there are moments to load into. What is loaded replaces its count."""
-    real = phases.Stepper.load_state_dict
+    real = loop.Loop.restore
 
-    def load_state_dict(self, state):
-        for parameter in self._model.parameters():
+    def restore(self, before, folder):
+        for parameter in self.state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        self._optimiser.step()
-        real(self, state)
+        self.state.optimiser.step()
+        self.state.optimiser.zero_grad()
+        real(self, before, folder)
 
-    monkeypatch.setattr(phases.Stepper, "load_state_dict", load_state_dict)
+    monkeypatch.setattr(loop.Loop, "restore", restore)
 
 
 INNOCENT = [last_step_saved_and_the_next_resumed, a_step_to_make_the_moments]
@@ -128,7 +152,12 @@ PROOFS = [
     ),
     Proof(
         check_rates,
-        plant={schedule_of_the_process: "step 4: found a learning rate of 0.0125, expected 0.0625"},
+        plant={
+            schedule_of_the_process: "step 4: found a learning rate of 0.0125, expected 0.0625",
+            factor_of_the_process: "phase tiny, step 5: found the learning rate 0.05, expected ",
+            counted_on_before_saving_and_after_loading: "phase tiny, step 6: found the learning rate 0.05, expected 0.0625 ",
+            counted_on_after_saving_only: "phase tiny, step 4: found the learning rate 0.05, expected 0.0375",
+        },
         innocent=INNOCENT,
     ),
 ]

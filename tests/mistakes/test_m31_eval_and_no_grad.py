@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 
 def handed_on(trained):
     planned, folder = trained
-    return {name: phase.model for name, phase in run.networks(planned, SEED, folder, CPU).items()}
+    return {name: phase.networks for name, phase in run.networks(planned, SEED, folder, CPU).items()}
 
 
 @contextmanager
@@ -58,9 +58,10 @@ def asked_twice(networks, where):
 
         handles.append(part.register_forward_hook(look))
 
-    for name, network in networks.items():
-        for part in (network, *network.children()):
-            watch(name, part)
+    for name, handed in networks.items():
+        for network in handed.values():
+            for part in (network, *network.children()):
+                watch(name, part)
     try:
         yield asked
     finally:

@@ -9,12 +9,12 @@ from proof import Proof
 from tiny_project import DIGITS, write_project
 from torch.nn.utils import parameters_to_vector
 
-from repro import phases, run, step
+from repro import loop, phases, run
 from repro.config import Pace
 from repro.loop import run_phase
 from repro.method import find_project
+from repro.phases import SingleLossPhase
 from repro.runtime import Runtime
-from repro.step import Stepper
 
 CPU = Runtime(torch.device("cpu"))
 SEED = 0
@@ -66,7 +66,7 @@ def check(tmp_path):
             assert torch.equal(begun, ended), (
                 f"{phase.name}: step {number} does not start from the weights of step {number - 1}"
             )
-        decay, found = DECAY[phase.name], weights_of(result.model)
+        decay, found = DECAY[phase.name], weights_of(result.networks)
         known = {
             "the last weights": after[-1],
             "the first weights": before[0],
@@ -78,65 +78,65 @@ def check(tmp_path):
 
 
 def the_last_weights_are_saved(monkeypatch):
-    monkeypatch.setattr(Stepper, "result", property(lambda self: self._model))
+    monkeypatch.setattr(SingleLossPhase, "networks", lambda self, state: {"model": state.model})
 
 
 def the_last_weights_are_read(monkeypatch):
     """Both are in the state that is saved, and the evaluation reads the key `model`."""
-    real_step, real_result, last = Stepper.step, loop._load_finished, []
+    real_step, real_result, last = SingleLossPhase.train_step, loop._load_finished, []
 
-    def do(self, loss, number):
-        real_step(self, loss, number)
-        last.append({name: weight.clone() for name, weight in self._model.state_dict().items()})
+    def train_step(self, state, batch, update):
+        real_step(self, state, batch, update)
+        last.append({name: weight.clone() for name, weight in state.model.state_dict().items()})
 
     def load_finished(*arguments):
         result = real_result(*arguments)
-        result.model.load_state_dict(last[-1])
+        result.networks["model"].load_state_dict(last[-1])
         return result
 
-    monkeypatch.setattr(Stepper, "step", do)
+    monkeypatch.setattr(SingleLossPhase, "train_step", train_step)
     monkeypatch.setattr(loop, "_load_finished", load_finished)
 
 
 def never_updated(monkeypatch):
     """The average is made before training, a copy of the network, and stays that."""
-    monkeypatch.setattr(step.AveragedModel, "update_parameters", lambda self, model: None)
+    monkeypatch.setattr(phases.AveragedModel, "update_parameters", lambda self, model: None)
 
 
 def trained_on_from_the_average(monkeypatch):
     """The average is put into the network to look at its samples, and the weights are not put back."""
-    real = Stepper.step
+    real = SingleLossPhase.train_step
 
-    def do(self, loss, number):
-        real(self, loss, number)
-        if self._average is not None:
-            self._model.load_state_dict(self._average.module.state_dict())
+    def train_step(self, state, batch, update):
+        real(self, state, batch, update)
+        if state.average is not None:
+            state.model.load_state_dict(state.average.module.state_dict())
 
-    monkeypatch.setattr(Stepper, "step", do)
+    monkeypatch.setattr(SingleLossPhase, "train_step", train_step)
 
 
 def put_back_after_a_look(monkeypatch):
-    real = Stepper.step
+    real = SingleLossPhase.train_step
 
-    def do(self, loss, number):
-        real(self, loss, number)
-        if self._average is not None:
-            weights = {name: weight.clone() for name, weight in self._model.state_dict().items()}
-            self._model.load_state_dict(self._average.module.state_dict())
-            self._model.load_state_dict(weights)
+    def train_step(self, state, batch, update):
+        real(self, state, batch, update)
+        if state.average is not None:
+            weights = {name: weight.clone() for name, weight in state.model.state_dict().items()}
+            state.model.load_state_dict(state.average.module.state_dict())
+            state.model.load_state_dict(weights)
 
-    monkeypatch.setattr(Stepper, "step", do)
+    monkeypatch.setattr(SingleLossPhase, "train_step", train_step)
 
 
 def put_into_the_network_at_the_end(monkeypatch):
     """The network that was trained is handed on, with the average in it."""
-    real = Stepper.result.fget
+    real = SingleLossPhase.networks
 
-    def result(self):
-        self._model.load_state_dict(real(self).state_dict())
-        return self._model
+    def networks(self, state):
+        state.model.load_state_dict(real(self, state)["model"].state_dict())
+        return {"model": state.model}
 
-    monkeypatch.setattr(Stepper, "result", property(result))
+    monkeypatch.setattr(SingleLossPhase, "networks", networks)
 
 
 def averaged_by_hand(monkeypatch):
@@ -147,7 +147,7 @@ def averaged_by_hand(monkeypatch):
 
         return update
 
-    monkeypatch.setattr(step, "get_ema_multi_avg_fn", by_hand)
+    monkeypatch.setattr(phases, "get_ema_multi_avg_fn", by_hand)
 
 
 PROOFS = [

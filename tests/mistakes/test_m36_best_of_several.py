@@ -12,8 +12,8 @@ import yaml
 from proof import Proof
 from tiny_method import SPEC, STEPS, train, write_project
 
+from repro.phases import SingleLossPhase
 from repro.run import RECORD
-from repro.step import Stepper
 from repro_tools.report import judge
 from repro_tools.report.gather import write_report
 from repro_tools.report.judge import judge_all
@@ -94,18 +94,19 @@ def best_seeds_named_in_the_spec_afterwards(monkeypatch):
 
 def best_checkpoint(monkeypatch):
     """The lowest loss so far decides which network a phase hands on."""
-    real, best = Stepper.step, {}
+    real, best = SingleLossPhase.train_step, {}
 
-    def step(self, loss, number):
-        if float(loss.detach()) < best.get("loss", float("inf")):
-            best.update(loss=float(loss.detach()), weights=[p.detach().clone() for p in self._model.parameters()])
-        real(self, loss, number)
-        if number == STEPS - 1:
+    def train_step(self, state, batch, update):
+        loss = float(self.loss(state.model, batch).detach())
+        if loss < best.get("loss", float("inf")):
+            best.update(loss=loss, weights=[p.detach().clone() for p in state.model.parameters()])
+        real(self, state, batch, update)
+        if update.step_number == STEPS - 1:
             with torch.no_grad():
-                for parameter, kept in zip(self._model.parameters(), best["weights"], strict=True):
+                for parameter, kept in zip(state.model.parameters(), best["weights"], strict=True):
                     parameter.copy_(kept)
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(SingleLossPhase, "train_step", train_step)
 
 
 def best_seed_shown_beside_the_mean(monkeypatch):
@@ -119,13 +120,13 @@ def mean_with_no_function_of_the_library(monkeypatch):
 
 def lowest_loss_noted(monkeypatch):
     """It is looked at and chooses nothing."""
-    real, lowest = Stepper.step, []
+    real, lowest = SingleLossPhase.train_step, []
 
-    def step(self, loss, number):
-        lowest[:] = [min([float(loss.detach()), *lowest])]
-        real(self, loss, number)
+    def train_step(self, state, batch, update):
+        lowest[:] = [min([float(self.loss(state.model, batch).detach()), *lowest])]
+        real(self, state, batch, update)
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(SingleLossPhase, "train_step", train_step)
 
 
 PROOFS = [

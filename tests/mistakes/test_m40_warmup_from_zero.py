@@ -16,7 +16,6 @@ from repro.config import Pace
 from repro.loop import run_phase
 from repro.phases import PLAIN, SingleLossPhase
 from repro.runtime import Runtime
-from repro.step import Stepper
 
 
 class Walk(SingleLossPhase):
@@ -73,13 +72,9 @@ def check(warmup_steps, tmp_path):
 
 def ramp(monkeypatch, share):
     """The share of the rate, of the step's number from 0 and the length of the warm-up."""
-    real = Stepper.step
-
-    def step(self, loss, number):
-        steps = self._options.warmup_steps
-        real(self, loss, min(1.0, share(number, steps)) * steps - 1)
-
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(
+        SingleLossPhase, "_factor", lambda self, step: min(1.0, share(step, self.options.warmup_steps))
+    )
 
 
 def share_of_the_number_from_zero(monkeypatch):
@@ -89,18 +84,19 @@ def share_of_the_number_from_zero(monkeypatch):
 
 def schedule_of_steps_done(monkeypatch):
     """As torchcfm has it: min(step, warmup) / warmup in a LambdaLR that is stepped after the optimiser."""
-    real = Stepper.step
+    real = SingleLossPhase.train_step
 
-    def step(self, loss, number):
-        if number == 0:
-            steps = self._options.warmup_steps
-            self._options = PLAIN
-            self.schedule = LambdaLR(self._optimiser, lambda done: min(done, steps) / steps)
-            self._learning_rate_factor = lambda number: self.schedule.get_last_lr()[0]
-        real(self, loss, number)
+    def set_rates(self, state, step):
+        if step == 0:
+            steps = self.options.warmup_steps
+            self.schedule = LambdaLR(state.optimiser, lambda done: min(done, steps) / steps)
+
+    def train_step(self, state, batch, update):
+        real(self, state, batch, update)
         self.schedule.step()
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(SingleLossPhase, "_set_rates", set_rates)
+    monkeypatch.setattr(SingleLossPhase, "train_step", train_step)
 
 
 def full_rate_one_step_later(monkeypatch):

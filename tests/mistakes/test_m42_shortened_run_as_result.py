@@ -10,9 +10,11 @@ import yaml
 from proof import Proof
 from tiny_method import CONFIG, SPEC, train, write_project
 
-from repro import arguments, run
+from repro import __main__ as command_line
+from repro import run
 from repro.config import Change, flatten
 from repro.errors import BadInput
+from repro_tools import gate
 from repro_tools.report import gather, judge
 from repro_tools.report.gather import write_report
 from repro_tools.spec import settings_of
@@ -24,7 +26,7 @@ PLANNED = {"seeds": [0], "claims": [SPEC["claims"][0] | {"reported": 5.0}]}
 
 def of_command_line(**given):
     """The overrides that --train-iters and --set stand for."""
-    return arguments.overrides(argparse.Namespace(**{"overrides": [], "train_iters": None} | given))
+    return command_line.overrides(argparse.Namespace(**{"overrides": [], "train_iters": None} | given))
 
 
 def check(tmp_path):
@@ -94,7 +96,7 @@ def newest_record_kept(monkeypatch):
 
 def shipped_configuration_taken_at_its_word(monkeypatch):
     """Whatever stands in the file is what was planned."""
-    monkeypatch.setattr(run, "check_experiment", lambda *given: None)
+    monkeypatch.setattr(gate, "check_experiment", lambda *given: None)
 
 
 def told_in_other_words(monkeypatch):
@@ -110,7 +112,7 @@ def settings_compared_elsewhere(monkeypatch):
                 if own[key] != setting.value:
                     raise BadInput(f"{config_path}: {key}: found {own[key]}, expected {setting.value}")
 
-    monkeypatch.setattr(run, "check_experiment", check_experiment)
+    monkeypatch.setattr(gate, "check_experiment", check_experiment)
 
 
 def shortened_runs_left_out_of_the_store(monkeypatch):

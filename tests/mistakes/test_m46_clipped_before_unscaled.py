@@ -10,7 +10,7 @@ import torch
 from proof import Proof
 from torch import nn
 
-from repro import step
+from repro import update
 from repro.config import Pace
 from repro.loop import run_phase
 from repro.phases import PLAIN, SingleLossPhase
@@ -56,7 +56,7 @@ def moved(phase, folder):
         pace=Pace(log_every=1, checkpoint_every=1),
         earlier={},
     )
-    return result.model.weight.norm().item()
+    return result.networks["model"].weight.norm().item()
 
 
 def check(gradient, tmp_path):
@@ -80,7 +80,7 @@ class ClippedBeforeUnscaled(torch.amp.GradScaler):
 
 
 def clipped_before_unscaled(monkeypatch):
-    monkeypatch.setattr(step.torch.amp, "GradScaler", ClippedBeforeUnscaled)
+    monkeypatch.setattr(update.torch.amp, "GradScaler", ClippedBeforeUnscaled)
 
 
 def unscaled_by_hand(monkeypatch):
@@ -92,7 +92,7 @@ def unscaled_by_hand(monkeypatch):
                 for weight in group["params"]:
                     weight.grad /= self.get_scale()
 
-    monkeypatch.setattr(step.torch.amp, "GradScaler", ByHand)
+    monkeypatch.setattr(update.torch.amp, "GradScaler", ByHand)
 
 
 def limit_times_the_scale(monkeypatch):
@@ -104,14 +104,14 @@ def limit_times_the_scale(monkeypatch):
             super().__init__(*arguments, **options)
             scalers.append(self)
 
-    monkeypatch.setattr(step.torch.amp, "GradScaler", Noted)
+    monkeypatch.setattr(update.torch.amp, "GradScaler", Noted)
     monkeypatch.setattr(
         nn.utils, "clip_grad_norm_", lambda weights, limit: real_clip(weights, limit * scalers[-1].get_scale())
     )
 
 
 def another_scale(monkeypatch):
-    monkeypatch.setattr(step.torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**10))
+    monkeypatch.setattr(update.torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**10))
 
 
 def by_the_length_of_each_weight(monkeypatch):

@@ -12,10 +12,11 @@ import torch
 from proof import Proof
 
 from nsgf import phases as methods
-from repro import phases
+from repro import loop
 from repro.config import Pace
 from repro.run import plan
 from repro.runtime import Runtime, World
+from repro.update import Update
 
 STEPS, BATCH, SIZE = 3, 8, 2
 TINY = [f"phases.*.iterations={STEPS}", f"phases.*.batch_size={BATCH}", "phases.*.network.width=8"]
@@ -41,13 +42,13 @@ def trained_on(rank, size, config, folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", str(rank))
-        patch.setattr(World, "wrap", lambda self, model, device: model)
+        patch.setattr(World, "sum_gradients", lambda self, weights: None)
         patch.setattr(World, "mean", lambda self, value: value)
         runtime = Runtime(torch.device("cpu"), world=World(rank, size))
         (phase,) = (phase for phase in methods.make_phases(config, runtime) if phase.name == "ot_cfm")
         phase.loss = noting(phase.loss)
         pace = Pace(log_every=STEPS, checkpoint_every=STEPS)
-        loop._train(phase, folder, folder / "model.safetensors", {}, 0, runtime, pace, {})
+        loop._train(phase, folder, {}, 0, runtime, pace, {}, Update)
     return rows, seeds
 
 
@@ -80,8 +81,10 @@ def rank_of_this_process():
 
 def a_seed_for_each_rank(monkeypatch):
     """`seed + rank`: each process draws a minibatch of its own and trains on a part of it."""
-    real = phases.generator
-    monkeypatch.setattr(phases, "generator", lambda seed, *parts: real(seed + rank_of_this_process(), *parts))
+    real = loop.Draw
+    monkeypatch.setattr(
+        loop, "Draw", lambda seed, *parts, **more: real(seed + rank_of_this_process(), *parts, **more)
+    )
 
 
 def the_same_rows_for_every_rank(monkeypatch):
@@ -99,8 +102,8 @@ def the_whole_minibatch_for_every_rank(monkeypatch):
 
 def global_generators_of_the_rank(monkeypatch):
     """They get the rank's seed before the minibatch is drawn, which dropout needs, and which a library that draws pairs must not have."""
-    real = phases.seed_global_generators
-    monkeypatch.setattr(phases, "seed_global_generators", lambda *parts: real(*parts, rank_of_this_process()))
+    real = loop.seed_global_generators
+    monkeypatch.setattr(loop, "seed_global_generators", lambda *parts: real(*parts, rank_of_this_process()))
 
 
 def dropout_of_one_process(monkeypatch):

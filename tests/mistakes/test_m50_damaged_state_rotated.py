@@ -11,7 +11,7 @@ import pytest
 from proof import Proof
 from tiny_phase import SAVED_EVERY, Killed, TinyPhase, train
 
-from repro import checkpoint, phases
+from repro import checkpoint, loop
 from repro.errors import BadInput
 from repro.loop import RUNNING
 
@@ -51,7 +51,7 @@ def check(accident, tmp_path):
         resumed = train(TinyPhase(), tmp_path)
     except BadInput as error:
         raise AssertionError(f"no sound state is left: {error}") from error
-    assert resumed.steps[0] == SAVED_EVERY, f"the run begins again at step {resumed.steps[0]}"
+    assert resumed.done[0] == SAVED_EVERY, f"the run begins again at step {resumed.done[0]}"
 
 
 def newest_state(look):

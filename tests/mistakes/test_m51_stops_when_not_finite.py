@@ -17,10 +17,11 @@ from tiny_phase import STEPS, TinyPhase, train
 from nsgf import geomloss_velocity, sinkhorn
 from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
-from repro import checkpoint, phases
+from repro import checkpoint, loop
+from repro import state as states
 from repro.errors import RunFailed
-from repro.phases import PLAIN
-from repro.step import Stepper
+from repro.phases import PLAIN, SingleLossPhase
+from repro.update import Update
 
 FP16 = PLAIN.model_copy(update={"precision": "fp16"})
 SAVED = range(1, STEPS, 2)  # a state is saved after each of these steps, counted from 0; after the last one the network
@@ -35,17 +36,21 @@ class Broken(TinyPhase):
 
     def loss(self, model, batch):
         loss = super().loss(model, batch)
-        if self.steps[-1] in self.broken:
+        if self.done[-1] in self.broken:
             weight = model[1].weight
             # As far from itself as nothing: the root of 0 is 0, and its slope is infinite.
             loss = loss * torch.nan if self.what == "loss" else loss + (weight - weight).square().sum().sqrt()
         return loss
 
 
-def states(folder):
+def weights_on_disk(folder):
     """The weights in every state that a resume or an evaluation could read, by the file's name."""
-    files = {path.name: checkpoint.load(path)["model"] for path in sorted(folder.glob("*.safetensors"))}
-    return {name: [model["1.weight"], model["1.bias"]] for name, model in files.items()}
+    files = {path.name: checkpoint.load(path) for path in sorted(folder.glob("*.safetensors"))}
+    models = {
+        name: state["networks"]["model"] if "networks" in state else state["state"]["model"]["state_dict"]
+        for name, state in files.items()
+    }
+    return {name: [model["1.weight"], model["1.bias"]] for name, model in models.items()}
 
 
 def check_sound(tmp_path):
@@ -54,7 +59,7 @@ def check_sound(tmp_path):
             phase = train(Broken("nothing", (), options), tmp_path / options.precision)
         except RunFailed as stopped:
             raise AssertionError(f"a sound phase is stopped: {stopped}") from None
-        assert phase.steps == list(range(STEPS)) and list(states(tmp_path / options.precision)) == ["model.safetensors"]
+        assert phase.done == list(range(STEPS)) and list(weights_on_disk(tmp_path / options.precision)) == ["model.safetensors"]
 
 
 def check(tmp_path, what, step):
@@ -73,7 +78,7 @@ def check_broken(folder, phase, what):
         train(phase, folder)
     except RunFailed as error:
         stopped = str(error)
-    for name, weights in states(folder).items():
+    for name, weights in weights_on_disk(folder).items():
         assert all(weight.isfinite().all() for weight in weights), f"{what} is not finite, nor are weights in {name}"
     assert stopped, f"{what} is not finite, and the phase went on to its end"
     assert "\n" not in stopped and stopped.startswith("phase tiny, step "), stopped
@@ -95,13 +100,15 @@ def check_velocity(implementation):
 
 
 def before_a_step(monkeypatch, change):
-    real = Stepper.__init__
+    real = SingleLossPhase.setup
 
-    def init(self, model, optimiser, *rest):
-        real(self, model, optimiser, *rest)
-        optimiser.register_step_pre_hook(lambda *_: change([p for p in model.parameters() if p.grad is not None]))
+    def setup(self, earlier):
+        state = real(self, earlier)
+        weights = list(state.model.parameters())
+        state.optimiser.register_step_pre_hook(lambda *_: change([p for p in weights if p.grad is not None]))
+        return state
 
-    monkeypatch.setattr(Stepper, "__init__", init)
+    monkeypatch.setattr(SingleLossPhase, "setup", setup)
 
 
 def gradients_made_numbers(monkeypatch):
@@ -125,21 +132,21 @@ def step_left_out(monkeypatch):
 
 def loss_said_and_saved(monkeypatch):
     """It is printed, and nobody looks at the weights that are saved."""
-    monkeypatch.setattr(loop, "_finite", lambda value, *_: print(f"ERROR: loss is {value}") or value)
+    monkeypatch.setattr(loop.Loop, "numbers", lambda self: print(self.update.numbers()) or self.update.numbers())
     weights_saved_unseen(monkeypatch)
 
 
 def weights_saved_unseen(monkeypatch):
     """The loss is looked at before the step is made, and so is what is saved: this kit, until this entry was written."""
-    monkeypatch.setattr(phases, "_require_finite_weights", lambda *_: None)
+    monkeypatch.setattr(states, "require_finite", lambda *_: None)
 
 
 def scaler_halves_for_ever(monkeypatch):
-    monkeypatch.setattr(phases, "LEAST_SCALE", 0.0)
+    monkeypatch.setattr(loop, "LEAST_SCALE", 0.0)
 
 
 def given_up_earlier(monkeypatch):
-    monkeypatch.setattr(phases, "LEAST_SCALE", 2.0**-10)
+    monkeypatch.setattr(loop, "LEAST_SCALE", 2.0**-10)
 
 
 def uniform_plan_instead(monkeypatch):
@@ -181,14 +188,14 @@ def masked_by_infinity(monkeypatch):
 
 def stopped_at_an_overflow(monkeypatch):
     """The first scale of fp16 is too large for most gradients, on purpose."""
-    real = Stepper.step
+    real = Update.end
 
-    def step(self, loss, number):
-        before = self.scale
-        real(self, loss, number)
-        _stop(self.scale >= before)
+    def end(self, weights):
+        before = self.scaler.get_scale()
+        real(self, weights)
+        _stop(self.scaler.get_scale() >= before)
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(Update, "end", end)
 
 
 def finite_points_only(monkeypatch):
@@ -244,7 +251,7 @@ def test_proof(case):
 def test_the_symptom_is_what_a_run_says(tmp_path):
     with pytest.raises(RunFailed, match="^phase tiny, step 5: the loss is nan; the last saved state is kept$"):
         train(Broken("loss", [4]), tmp_path / "loss")
-    with pytest.raises(RunFailed, match="^phase tiny, step 4: the weights of 1.weight are not finite; the last "):
+    with pytest.raises(RunFailed, match="^phase tiny, step 4: the weights of model.1.weight are not finite; the last "):
         train(Broken("gradient", [3]), tmp_path / "gradient")
 
 

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from proof import Proof
 
-from repro import arguments, run, run_command
+from repro import __main__ as command_line
+from repro_tools import run
 from repro_tools import cli
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def check(started, monkeypatch, tmp_path):
 def kept_as_named(monkeypatch):
     """What argparse does when nobody tells it otherwise."""
     monkeypatch.setattr(
-        arguments.Seeds, "__call__", lambda self, parser, space, values, option=None: setattr(space, self.dest, values)
+        command_line.Seeds, "__call__", lambda self, parser, space, values, option=None: setattr(space, self.dest, values)
     )
 
 
@@ -62,7 +63,7 @@ def only_neighbours(monkeypatch):
     def call(self, parser, space, values, option=None):
         setattr(space, self.dest, [value for value, _ in groupby(values)])
 
-    monkeypatch.setattr(arguments.Seeds, "__call__", call)
+    monkeypatch.setattr(command_line.Seeds, "__call__", call)
 
 
 def told_apart_as_text(monkeypatch):
@@ -71,15 +72,15 @@ def told_apart_as_text(monkeypatch):
     def call(self, parser, space, values, option=None):
         setattr(space, self.dest, [int(value) for value in dict.fromkeys(values)])
 
-    monkeypatch.setattr(arguments, "seed", str)
-    monkeypatch.setattr(arguments.Seeds, "__call__", call)
+    monkeypatch.setattr(command_line, "seed", str)
+    monkeypatch.setattr(command_line.Seeds, "__call__", call)
 
 
 def in_ascending_order(monkeypatch):
     def call(self, parser, space, values, option=None):
         setattr(space, self.dest, sorted(set(values)))
 
-    monkeypatch.setattr(arguments.Seeds, "__call__", call)
+    monkeypatch.setattr(command_line.Seeds, "__call__", call)
 
 
 def refused(monkeypatch):
@@ -88,17 +89,17 @@ def refused(monkeypatch):
             parser.error(f"argument --seeds: found {values}, expected each once")
         setattr(space, self.dest, values)
 
-    monkeypatch.setattr(arguments.Seeds, "__call__", call)
+    monkeypatch.setattr(command_line.Seeds, "__call__", call)
 
 
 def made_once_where_they_start(monkeypatch):
     """The option keeps what was named; what starts the processes takes each seed once."""
     kept_as_named(monkeypatch)
-    real = run_command.execute_many
+    real = run.execute_many
     monkeypatch.setattr(
-        run_command,
+        run,
         "execute_many",
-        lambda program, plans, seeds, *rest: real(program, plans, list(dict.fromkeys(seeds)), *rest),
+        lambda plans, seeds, *rest: real(plans, list(dict.fromkeys(seeds)), *rest),
     )
 
 

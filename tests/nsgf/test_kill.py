@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from forked import run
 from tiny_project import DIGITS, POINTS, merged, write_project
 
@@ -57,6 +58,20 @@ ONCE += [("disk", kind) for kind in ("pool", "flush", "clean-up", "phase")]
 ONCE += [("renewed", kind) for kind in ("minibatch", "checkpoint")]
 ONCE += [("points", kind) for kind in ("pool", "step", "record")]
 TWICE = [("memory", "checkpoint"), ("disk", "pool"), ("disk", "step"), ("renewed", "step"), ("points", "phase")]
+
+AT_EACH_CHANGE = {
+    ("memory", "step"),
+    ("memory", "checkpoint"),
+    ("memory", "record"),
+    ("disk", "pool"),
+    ("disk", "step"),
+}
+AT_EACH_CHANGE |= {("renewed", "checkpoint"), ("points", "record")}
+"""One or two of each way; the others are tests that are slow."""
+
+
+def cases(pairs: list[tuple[str, str]]) -> list[ParameterSet]:
+    return [pytest.param(*pair, marks=() if pair in AT_EACH_CHANGE else pytest.mark.slow) for pair in pairs]
 
 
 class Watch:
@@ -173,7 +188,7 @@ def killed_and_resumed(root: Path, command: list[str], moments: list[int]) -> tu
     return re.findall("^killed in (.*)$", log.read_text(), re.MULTILINE), bits(root / name / command[1] / "seed-0")
 
 
-@pytest.mark.parametrize(("way", "kind"), ONCE)
+@pytest.mark.parametrize(("way", "kind"), cases(ONCE))
 def test_a_run_killed_anywhere_ends_in_the_bits_of_an_uninterrupted_one(uninterrupted, monkeypatch, way, kind):
     root, command, whole, notes = uninterrupted(way)
     monkeypatch.chdir(root)
@@ -182,7 +197,7 @@ def test_a_run_killed_anywhere_ends_in_the_bits_of_an_uninterrupted_one(uninterr
     assert kinds == [kind] and left == whole
 
 
-@pytest.mark.parametrize(("way", "kind"), TWICE)
+@pytest.mark.parametrize(("way", "kind"), cases(TWICE))
 def test_a_resume_that_is_killed_too_ends_in_the_same_bits(uninterrupted, monkeypatch, way, kind):
     """The resumed run has all that came after the first moment before it, so that its kill does come."""
     root, command, whole, notes = uninterrupted(way)

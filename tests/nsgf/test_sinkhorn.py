@@ -231,6 +231,7 @@ def test_potentials_equal_geomloss_potentials():
     torch.testing.assert_close((last_f, last_g), (f.flatten(), g.flatten()), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow  # KeOps compiles its kernels
 @pytest.mark.skipif(geomloss_velocity.compiler() is None, reason="KeOps needs a C++ compiler (g++ or CXX)")
 def test_equals_geomloss_online():
     """1e-6 in float64: GeomLoss hands 1 / eps to KeOps in float32, 6e-8 off, whatever the points are."""

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import torch
 import yaml
-from conftest import PRESETS, ROOT, in_project, render
+from rendering import PRESETS, ROOT, in_project, render
 
 from repro.config import read_yaml
 from repro_tools.memory.devices import DEVICES, HERE

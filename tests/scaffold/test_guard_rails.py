@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import PRESETS, in_project, render
+from rendering import PRESETS, in_project, render
 
 from repro.config import read_yaml
 
@@ -89,8 +89,16 @@ IN_THE_METHOD = [
 """What is broken, the preset, the module, the text and what stands in its place, the check that must name it."""
 
 
+AT_EACH_CHANGE = ("a draw that no seed fixes", "a parameter that the loss does not use", "a matching that is none")
+"""One of each preset; the others are tests that are slow."""
+
+
 @pytest.mark.parametrize(
-    "preset, module, before, after, check", [one[1:] for one in IN_THE_METHOD], ids=[one[0] for one in IN_THE_METHOD]
+    "preset, module, before, after, check",
+    [
+        pytest.param(*where, id=name, marks=() if name in AT_EACH_CHANGE else pytest.mark.slow)
+        for name, *where in IN_THE_METHOD
+    ],
 )
 def test_preflight_names_it(broken, preset, module, before, after, check):
     assert check in failed_rows(broken(preset, f"method/{module}", before, after))

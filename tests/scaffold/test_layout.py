@@ -5,7 +5,7 @@ import inspect
 import json
 
 import pytest
-from conftest import PRESETS, ROOT, in_project, render
+from rendering import PRESETS, ROOT, in_project, render
 
 from repro.config import read_yaml
 

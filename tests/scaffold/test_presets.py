@@ -11,8 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from conftest import PRESETS, ROOT, in_project, render
 from nbclient import NotebookClient
+from rendering import PRESETS, ROOT, in_project, render
 
 FILES = {
     ".copier-answers.yml",
@@ -89,6 +89,7 @@ def test_its_workflow_calls_targets_that_its_makefile_has(rendered):
     assert set(called) | set(named) <= targets
 
 
+@pytest.mark.slow
 def test_installed_it_passes_its_own_tests_and_its_preflight(rendered, tmp_path):
     """In an environment of its own, which sees the libraries of this one but not its packages."""
     _, project = rendered
@@ -107,6 +108,7 @@ def test_installed_it_passes_its_own_tests_and_its_preflight(rendered, tmp_path)
     assert re.search(r"^OPEN +placeholders: found \d+ places", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_full_run_of_the_toy_earns_no_verdict(rendered):
     _, project = rendered
     for command in (["run", "*", "--seeds", "0", "1", "2"], ["report", "--note", "--checklist", "--html"]):
@@ -117,6 +119,7 @@ def test_a_full_run_of_the_toy_earns_no_verdict(rendered):
     assert len(list((project / "reports/figures").glob("*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_its_notebook_runs(rendered):
     _, project = rendered
     folder = project / "notebooks"

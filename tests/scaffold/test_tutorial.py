@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, render
+from rendering import ROOT, render
 
 from repro.config import flatten, read_yaml
 from repro_tools.spec import claim_hashes, load_spec
@@ -76,6 +76,7 @@ def test_there_is_no_second_kit():
     assert not list((ROOT / "tutorial").rglob("repro"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(STEPS)))
 def test_the_commands_print_what_the_page_shows(outputs, number):
     printed = [" ".join(line.split()) for line in outputs[number].splitlines()]
@@ -91,6 +92,7 @@ def test_what_the_page_shows_of_files_stands_there(language):
         assert any(body in text for text in texts), body
 
 
+@pytest.mark.slow
 def test_a_project_can_be_judged_after_the_last_step(outputs):
     assert re.search(r"^ +\d (reproduced|close|not reproduced)", "".join(outputs), re.MULTILINE)
 

@@ -5,7 +5,7 @@ import subprocess
 
 import copier
 import pytest
-from conftest import git, in_project, make_template, render
+from rendering import git, in_project, make_template, render
 
 KIT_FILE = "templates/reproduction/repro/progress.py"
 OWN = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import copier
 import pytest
-from conftest import ROOT, SEEN_BY_COPIER, copy_template, git, in_project, render
+from rendering import ROOT, SEEN_BY_COPIER, copy_template, git, in_project, render
 
 FIXTURE = Path(__file__).parent / "fixture_0_1"
 KIT = ROOT / "templates/reproduction/repro"

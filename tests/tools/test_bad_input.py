@@ -17,7 +17,7 @@ import yaml
 from toy_method import Line
 from toy_project import CONFIG, SPEC
 
-from repro import checkpoint, runinfo
+from repro import checkpoint, run
 from repro_tools.cli import main
 
 CASES = 50

@@ -14,12 +14,12 @@ import yaml
 from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, python_path, write_yaml
 
-from repro import run_command, runinfo
+from repro import run
 from repro.config import RunConfig, Section
 from repro.errors import BadInput
 from repro.method import find_project
 from repro.run import execute, plan
-from repro.run_command import LINE
+from repro.__main__ import LINE
 from repro.runtime import Runtime
 from repro_tools.cli import COMMANDS, main
 from repro_tools.run import _line
@@ -294,7 +294,7 @@ def test_resume_phase_needs_the_phases_before_it(project, capsys):
 
 def test_a_seed_that_is_named_twice_is_one_run(project, monkeypatch):
     started = []
-    monkeypatch.setattr(run_command, "execute_many", lambda program, plans, seeds, *rest: started.append(seeds) or [])
+    monkeypatch.setattr("repro_tools.run.execute_many", lambda plans, seeds, *rest: started.append(seeds) or [])
     main(["run", "toy", "--seeds", "1", "0", "1", "--jobs", "2"])
     assert started == [[1, 0]]
 

@@ -129,6 +129,7 @@ def world(project, tmp_path, monkeypatch):
     return World(tmp_path / "platform", project)
 
 
+@pytest.mark.slow
 def test_two_sessions_end_in_the_bits_of_one_run(world, project, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("TOY_WAITS", str(tmp_path / "waits"))

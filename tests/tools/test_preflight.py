@@ -795,7 +795,8 @@ def test_a_placeholder_where_a_number_belongs_fails_the_spec(toy, project, capsy
 
 
 def git(root, *arguments):
-    command = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    settings = ("user.name=t", "user.email=t@example.org", "commit.gpgsign=false")
+    command = ["git", "-C", str(root), *(word for one in settings for word in ("-c", one)), *arguments]
     subprocess.run(command, check=True, capture_output=True)
 
 

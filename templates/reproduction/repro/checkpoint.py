@@ -125,7 +125,7 @@ def newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
     Beside it what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none
     is sound.
     """
-    problems = []
+    problems: list[str] = []
     for candidate in (path, previous(path)):
         if os.path.lexists(candidate):
             try:
@@ -184,7 +184,7 @@ def _checksum(tree: str, tensors: dict[str, Tensor], form: str = FORMAT) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"\n{name!r} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -216,7 +216,7 @@ def _plain(value: Any, name: str) -> Any:
     )
 
 
-def _unpack(node: dict, tensors: dict[str, Tensor]) -> Any:
+def _unpack(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     """The value of `node`. Takes its tensors out of `tensors`: each belongs to one place."""
     ((kind, content),) = node.items()
     if kind == "tensor":

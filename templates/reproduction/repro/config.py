@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic_core import ErrorDetails
 
 from repro.errors import BadInput
 
@@ -62,7 +64,7 @@ class Change:
 class _Loader(yaml.SafeLoader):
     """Safe loading with the scalars of YAML 1.2 (`1e-4` is a number, `no` is text) and no repeated keys."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
 for _tag, _pattern, _first in (
@@ -79,7 +81,7 @@ def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     known = set()
     for key in (loader.construct_object(key, deep=True) for key, _ in node.value):
         if not isinstance(key, str):
@@ -114,7 +116,7 @@ def parse_yaml(text: str, source: str) -> Any:
         return data
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = error.problem or error.context
+        problem = error.problem or error.context or "no YAML"
         hint = _QUOTES_NEEDED if _TEXT_READ_AS_SYNTAX.match(problem) else ""
         raise BadInput(f"{source}{line}: {problem}{hint}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -135,7 +137,7 @@ def _size(data: Any, known: dict[int, int]) -> int:
     return known[id(data)]
 
 
-def read_yaml(path: Path, may_be_empty: bool = False) -> dict:
+def read_yaml(path: Path, may_be_empty: bool = False) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty one where that may be.
 
     Raises BadInput when the file is missing, unreadable or holds no mapping.
@@ -162,7 +164,7 @@ def validate(model: type[AnySection], data: Any, source: str) -> AnySection:
         raise BadInput(*(_problem(item, model, source) for item in error.errors())) from None
 
 
-def load(model: type[AnySection], path: Path, overrides: list[str] = ()) -> tuple[AnySection, list[Change]]:
+def load(model: type[AnySection], path: Path, overrides: Sequence[str] = ()) -> tuple[AnySection, list[Change]]:
     """The configuration in `path` with `overrides` ("key=value") applied, and each field that they changed."""
     config = validate(model, read_yaml(path), str(path))
     data, changes, refused = config.model_dump(mode="json"), [], None
@@ -216,7 +218,7 @@ def differences(before: Any, after: Any) -> list[Change]:
     ]
 
 
-def _override(data: dict, override: str) -> list[Change]:
+def _override(data: dict[str, Any], override: str) -> list[Change]:
     """Applies "pattern=value" to `data` in place; `*` stands for any one name in the dotted path."""
     pattern, equals, text = override.partition("=")
     if not equals or not pattern:
@@ -233,9 +235,9 @@ def _override(data: dict, override: str) -> list[Change]:
     return changes
 
 
-def _patterns(data: dict) -> list[str]:
+def _patterns(data: dict[str, Any]) -> list[str]:
     """What could have been meant: every field, and every field with one name of its path replaced by `*`."""
-    found = {}
+    found: dict[str, None] = {}
     for key in flatten(data):
         names = key.split(".")
         for index in range(1, len(names) - 1):
@@ -244,7 +246,8 @@ def _patterns(data: dict) -> list[str]:
     return list(found)
 
 
-def _places(node: Any, pattern: list[str], prefix: str):
+def _places(node: Any, pattern: list[str], prefix: str) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """(mapping, name in it, dotted key) of each field that a pattern matches."""
     if isinstance(node, dict):
         for name in (name for name in node if fnmatchcase(name, pattern[0])):
             key = f"{prefix}.{name}" if prefix else name
@@ -254,7 +257,7 @@ def _places(node: Any, pattern: list[str], prefix: str):
                 yield from _places(node[name], pattern[1:], key)
 
 
-def _problem(error: dict, model: type[Section], source: str) -> str:
+def _problem(error: ErrorDetails, model: type[Section], source: str) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "(the whole file)"
     if error["type"] == "extra_forbidden":
         siblings = [k for k in _known_keys(model, error["loc"][:-1])]
@@ -274,7 +277,7 @@ def _fields_named(section: Any, expected: str) -> str:
     return ", ".join(f"{name} {_kind(value)}" for name, value in values.items() if re.search(rf"\b{name}\b", expected))
 
 
-def _known_keys(model: Any, location: tuple) -> list[str]:
+def _known_keys(model: Any, location: Sequence[int | str]) -> list[str]:
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
@@ -284,7 +287,7 @@ def _known_keys(model: Any, location: tuple) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def _hint(word: str, known) -> str:
+def _hint(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 

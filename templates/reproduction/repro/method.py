@@ -74,7 +74,7 @@ class Method:
     config: type[RunConfig] | Mapping[str, type[RunConfig]]
     phases: Callable[[Any, Runtime], Sequence[Phase[Any]]]
     evaluate: Callable[[Any, Mapping[str, Networks], int, Runtime], Evaluation]
-    report_sections: Callable[[Sequence[Any], Sequence[dict], Path, Path], str] | str
+    report_sections: Callable[[Sequence[Any], Sequence[dict[str, Any]], Path, Path], str] | str
     probes: Callable[[Any, Runtime], Sequence[Probe]] | str = lambda config, runtime: ()
     tiny: Sequence[str] | Mapping[str, Sequence[str]] = ()
     evaluation_work: Callable[[Any, Mapping[str, Networks], Runtime], Sequence[Work]] = (
@@ -157,7 +157,7 @@ def find_project(start: Path) -> Project:
     raise BadInput(f"{start}: found no pyproject.toml with a [tool.repro] table here or above, expected one")
 
 
-def _project(path: Path, table: dict) -> Project:
+def _project(path: Path, table: dict[str, Any]) -> Project:
     root = path.parent / str(table.get("root", "."))
     if not root.is_dir():
         raise BadInput(f"{path}: tool.repro.root: found no folder {root}, expected the one of configs/")

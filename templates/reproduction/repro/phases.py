@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repro.config import Section
 from repro.errors import RunFailed
-from repro.randomness import Draw
+from repro.randomness import Draw as Draw
 
 if TYPE_CHECKING:
     from repro.update import Update
@@ -110,7 +110,7 @@ class Phase(ABC, Generic[State]):
 
         Networks, optimisers, torch's schedulers and averages, replay memories, environments: whatever has
         `state_dict` and `load_state_dict`; tensors, generators and plain numbers; lists, tuples and dicts of
-        these. Made on the CPU; networks are then moved to the device. `earlier` holds the networks of the
+        these. Made on the CPU; networks and tensors are then moved to the device. `earlier` holds the networks of the
         phases before this one, by phase and name: on the device, in eval mode, frozen. It is cheap: finished
         networks are rebuilt through it.
         """

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,7 +41,7 @@ from repro.runtime import (
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 RECORD, CONFIG, SPEC, TENSORS = "record.json", "config.yaml", "spec.yaml", "tensors.safetensors"
 
@@ -126,7 +126,7 @@ def _execute(
     seed: int,
     folder: Path,
     runtime: Runtime,
-    phases: list[Phase[Any]],
+    phases: Sequence[Phase[Any]],
     messages: list[str],
     resume: bool,
     resume_phase: int | None,
@@ -279,7 +279,7 @@ def holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def _check_machine(folder: Path, phases: list[Phase[Any]], runtime: Runtime, resume_phase: int | None) -> list[str]:
+def _check_machine(folder: Path, phases: Sequence[Phase[Any]], runtime: Runtime, resume_phase: int | None) -> list[str]:
     """What the phases that are still to run say about this machine. Raises BadInput for what it does not have."""
     messages = []
     for number, phase in enumerate(phases, start=1):
@@ -302,7 +302,7 @@ def _identity(plan: Plan, seed: int) -> dict[str, Any]:
     return {"seed": seed, "config": shaping(plan.config)}
 
 
-def _where(folder: Path, phases: list[Phase[Any]]) -> str:
+def _where(folder: Path, phases: Sequence[Phase[Any]]) -> str:
     """At which phase a run goes on, in words."""
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
@@ -317,7 +317,7 @@ def _phase_folder(folder: Path, number: int, phase: Phase[Any]) -> Path:
     return folder / f"{number}-{phase.name}"
 
 
-def _check_folder(plan: Plan, folder: Path, phases: list[Phase[Any]], resume: bool, resume_phase: int | None) -> None:
+def _check_folder(plan: Plan, folder: Path, phases: Sequence[Phase[Any]], resume: bool, resume_phase: int | None) -> None:
     if resume_phase is not None:
         if not 1 <= resume_phase <= len(phases):
             names = ", ".join(f"{number} {phase.name}" for number, phase in enumerate(phases, start=1))
@@ -345,7 +345,7 @@ def _check_folder(plan: Plan, folder: Path, phases: list[Phase[Any]], resume: bo
         )
 
 
-def _set_aside(folder: Path, phases: list[Phase[Any]], first: int) -> None:
+def _set_aside(folder: Path, phases: Sequence[Phase[Any]], first: int) -> None:
     """Moves what phase `first` and the later ones left behind out of the way. Nothing is deleted."""
     archive = next_archive(folder)
     old = [_phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first]

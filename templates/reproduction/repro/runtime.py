@@ -256,8 +256,8 @@ def check_precision(precision: str, phase: str, device: torch.device) -> None:
 
 
 def progress(
-    steps: Iterable, label: str, total: int | None = None, initial: int = 0, shown: bool = True
-) -> tqdm:
+    steps: Iterable[T], label: str, total: int | None = None, initial: int = 0, shown: bool = True
+) -> tqdm[T]:
     """`steps` with a bar. `disable=None` makes tqdm silent when standard error is no terminal."""
     silent = None if shown else True
     return tqdm(

@@ -32,24 +32,16 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
 
 
-def fields(state: Any, phase: str) -> dict[str, Any]:
-    """The fields of a state by name. Raises BadInput when it is no dataclass that can be written to."""
-    if (
-        not dataclasses.is_dataclass(state)
-        or isinstance(state, type)
-        or type(state).__dataclass_params__.frozen
-    ):  # type: ignore[attr-defined]
-        raise BadInput(
-            f"phase {phase}: setup: found {type(state).__name__}, expected a dataclass that is not frozen"
-        )
+def fields_of(state: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name."""
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Everything in a state that is no list, tuple or dict, with its dotted name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Stateful):
-        for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name), f"{name}.{field.name}")
+        for key, item in fields_of(value).items():
+            yield from leaves(item, f"{name}.{key}")
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(item, f"{name}.{key}")
@@ -77,12 +69,30 @@ def parameters(state: Any) -> dict[str, nn.Parameter]:
 
 
 def move(state: Any, device: torch.device) -> None:
-    """Brings networks and trainable tensors to the device, in place: optimisers go on holding them."""
-    for _, leaf in leaves(state, "state"):
-        if isinstance(leaf, nn.Module):
-            leaf.to(device)
-        elif isinstance(leaf, nn.Parameter):
-            leaf.data = leaf.data.to(device)
+    """Brings networks and tensors to the device; networks in place, so that optimisers go on holding their weights."""
+    for name, value in fields_of(state).items():
+        setattr(state, name, _moved(value, device))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, nn.Module):
+        tensors = (*value.parameters(), *value.buffers())
+        # Asked first: a network of fake tensors, which need no memory, cannot be moved to where it is.
+        return value if all(tensor.device == device for tensor in tensors) else value.to(device)
+    if isinstance(value, nn.Parameter):
+        value.data = value.data.to(device)
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Stateful):
+        return value
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_moved(item, device) for item in value])
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        move(value, device)
+    return value
 
 
 def check(state: Any, phase: str, shared: tuple[str, ...] = ()) -> None:
@@ -92,9 +102,14 @@ def check(state: Any, phase: str, shared: tuple[str, ...] = ()) -> None:
     That is a value of a kind that is not saved, an optimiser over weights of no network in the state or over
     those of another optimiser (unless `shared` names both), and a scheduler outside the state.
     """
-    problems, held, scheduled = [], {}, set()
+    if not dataclasses.is_dataclass(state) or isinstance(state, type) or _frozen(state):
+        found_one = f"found {type(state).__name__}, expected a dataclass that is not frozen"
+        raise BadInput(f"phase {phase}: setup: {found_one}")
+    problems: list[str] = []
+    held: dict[int, str] = {}
+    scheduled: set[int] = set()
     known = {id(parameter) for parameter in parameters(state).values()}
-    found = [(f"state.{name}", value) for name, value in fields(state, phase).items()]
+    found = [(f"state.{name}", value) for name, value in fields_of(state).items()]
     found = [leaf for name, value in found for leaf in leaves(value, name)]
     for name, leaf in found:
         if isinstance(leaf, LRScheduler):
@@ -126,6 +141,11 @@ def check(state: Any, phase: str, shared: tuple[str, ...] = ()) -> None:
         raise BadInput(*(f"phase {phase}: {problem}" for problem in problems))
 
 
+def _frozen(state: Any) -> bool:
+    frozen: bool = type(state).__dataclass_params__.frozen
+    return frozen
+
+
 def _optimisers_of(scheduler: Any) -> list[torch.optim.Optimizer]:
     parts = getattr(scheduler, "_schedulers", [])
     own = getattr(scheduler, "optimizer", None)
@@ -154,7 +174,7 @@ def _finite(weight: Tensor) -> bool:
 
 def saved(state: Any) -> dict[str, Any]:
     """A state as plain containers of tensors and plain values, for a checkpoint. Nothing is copied."""
-    return {field.name: _saved(getattr(state, field.name)) for field in dataclasses.fields(state)}
+    return {name: _saved(value) for name, value in fields_of(state).items()}
 
 
 def _saved(value: Any) -> Any:
@@ -181,10 +201,9 @@ def _saved(value: Any) -> Any:
 def restore(state: Any, before: dict[str, Any], where: str = "state") -> None:
     """Puts what `saved` gave back into a new state, in place. Raises ValueError when its parts are others
     than those."""
-    names = [field.name for field in dataclasses.fields(state)]
-    _require_same_names(where, before, names)
-    for name in names:
-        setattr(state, name, _restored(getattr(state, name), before[name], f"{where}.{name}"))
+    _require_same_names(where, before, list(fields_of(state)))
+    for name, value in fields_of(state).items():
+        setattr(state, name, _restored(value, before[name], f"{where}.{name}"))
 
 
 def _restored(value: Any, before: Any, where: str) -> Any:

@@ -45,6 +45,11 @@ class Update:
 
     # For the method.
 
+    @property
+    def device(self) -> torch.device:
+        """Where networks, tensors of the state and parts of a minibatch lie."""
+        return self._runtime.device
+
     def parts(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         """This process' rows of a minibatch, on the device."""
         if self._shared is None or self._shared[0] is not batch:
@@ -78,7 +83,7 @@ class Update:
         by default all that the loss depends on.
         """
         if loss.numel() != 1 or not loss.requires_grad:
-            what = f"shape {tuple(loss.shape)}" + "" if loss.requires_grad else "no gradient"
+            what = f"shape {tuple(loss.shape)}" if loss.requires_grad else "no gradient"
             raise self._refusal(
                 f"update.backward: found a loss of {what}, expected a number that depends on weights"
             )
@@ -154,7 +159,10 @@ class Update:
         return found
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """A number for the curve of this name: the newest one is written at every `pace.log_every` steps."""
+        """A number for the curve of this name: the newest one is written at every `pace.log_every` steps.
+
+        It counts as one after this step, also where `collect` logs it before.
+        """
         self.logged[name] = self.step_number + 1, value.detach() if isinstance(value, Tensor) else value
 
     # For the loop.
@@ -169,13 +177,12 @@ class Update:
         it."""
         self._update_scale()
         self._shared = None
-        for name, weight in weights:
-            if weight.grad is not None:
-                raise self._refusal(
-                    f"found a gradient left on {name.removeprefix('state.')}, expected none at the end of a step; step the "
-                    "optimiser that holds it, give backward(..., inputs=) the weights that are meant, or take it off by "
-                    "update.gradient"
-                )
+        if left := [name.removeprefix("state.") for name, weight in weights if weight.grad is not None]:
+            names = ", ".join(left[:3]) + f" and {len(left) - 3} more" * (len(left) > 3)
+            raise self._refusal(
+                f"found a gradient left on {names}, expected none at the end of a step; step the optimiser that holds it, give "
+                "backward(..., inputs=) the weights that are meant, or take it off by update.gradient"
+            )
 
     def numbers(self) -> dict[str, tuple[int, float]]:
         """What is logged, as numbers of the whole minibatch; the processes' shares of a loss add up to it."""
