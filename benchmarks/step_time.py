@@ -19,6 +19,7 @@ passes inside. They count as looked at since.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -35,11 +36,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from nsgf import sinkhorn
+from repro import state as states
 from repro.config import load
 from repro.method import find_project
 from repro.run import git_commit
 from repro.runtime import Runtime, arithmetic, machine
-from repro.step import Stepper
+from repro.update import Update
 from repro_tools.memory.cost import Cost, step_cost
 from repro_tools.memory.devices import find
 from repro_tools.memory.fake import fake_tensors, networks
@@ -88,16 +90,17 @@ def phase(experiment: str, name: str, *overrides: str) -> Callable[[torch.device
         config, _ = load(project.config_class(experiment), project.experiments()[experiment], list(overrides))
         phases = project.method.phases(config, Runtime(torch.device("cpu"), stand_in_data=True))
         index = [one.name for one in phases].index(name)
-        one = phases[index]
-        model = on(device, one.make_model())
-        stepper = Stepper(model, one.make_optimiser(model), one.options, device)
-        batch = {key: column.to(device) for key, column in one.rehearse(networks(phases[:index])).items()}
+        one, earlier = phases[index], networks(phases[:index])
+        state, update, number = one.setup(earlier), Update(one, 0, Runtime(device)), itertools.count()
+        if device.type != "cpu":
+            states.move(state, device)
+        batch = {key: column.to(device) for key, column in one.rehearse(earlier).items()}
 
         def step() -> None:
-            with arithmetic(one.options.precision) if device.type == "cuda" else nullcontext():
-                with stepper.autocast():
-                    loss = one.loss(model, batch)
-                stepper.step(loss, 0)
+            update.begin(next(number))
+            with arithmetic(one.precision) if device.type == "cuda" else nullcontext():
+                one.train_step(state, batch, update)
+            update.end([])
 
         return step
 

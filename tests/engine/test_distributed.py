@@ -1,6 +1,5 @@
 """Two processes of one run, joined by gloo as torchrun joins them, against one process with the same minibatches."""
 
-import gc
 import json
 import os
 import re
@@ -8,10 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import weakref
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,16 +18,18 @@ from torch import nn
 from toy_method import Line
 from toy_project import python_path
 
+import repro_tools.run
 from nsgf import phases
 from nsgf.config import ImageConfig
-from repro import checkpoint, distributed, run_command, runinfo
+from repro import checkpoint, runtime
 from repro import run as running
 from repro.__main__ import main
 from repro.config import load
-from repro.errors import BadInput, Terminated
+from repro.errors import BadInput
 from repro.pool import Pool
 from repro.randomness import derive_seed
 from repro.runtime import Runtime, World, world_of_this_process
+from repro_tools import cli
 
 ENDED = "repro: ended by SIGTERM; go on with the same command and --resume\n"
 SMOOTH = {"network": {**UNET, "dropout": 0.0}, "precision": "float32"}
@@ -39,7 +38,7 @@ SHARED = merged(DIGITS, {"phases": {"velocity_field": SMOOTH, "straight_flow": S
 
 def quick(arguments):
     """The command line without a look through everything that is installed, which takes longer than a run."""
-    runinfo.imported_versions = dict
+    running.imported_versions = dict
     return main(arguments)
 
 
@@ -153,8 +152,8 @@ def states(folder):
     weights, losses = {}, []
     for path in sorted(folder.glob("*/seed-0/*/model.safetensors")):
         state = checkpoint.load(path)
-        weights |= {f"{path.parent.name}/{name}": weight for name, weight in state["model"].items()}
-        losses += [loss for _, loss in state["curve"]]
+        weights |= {f"{path.parent.name}/{name}": weight for name, weight in state["networks"]["model"].items()}
+        losses += [loss for _, loss in state["curves"]["loss"]]
     return weights, torch.tensor(losses, dtype=torch.float64)
 
 
@@ -204,7 +203,7 @@ def test_only_the_first_process_writes(digits):
 
 
 def test_only_the_first_process_speaks(digits):
-    assert (digits / "two.log").read_text().endswith("\ntwo/digits/seed-0\nnext: repro report --runs two\n")
+    assert (digits / "two.log").read_text().endswith("\ntwo/digits/seed-0\n")
     assert (digits / "two.log.1").read_text() == ""
 
 
@@ -321,6 +320,33 @@ def test_the_column_that_cannot_be_shared_out_is_the_one_that_is_named(columns):
         World(0, 2).share_of(batch, "line")
 
 
+def gradient_of(value, dtype=torch.float32):
+    """A weight with this gradient; None for one that has none."""
+    weight = nn.Parameter(torch.zeros((), dtype=dtype))
+    weight.grad = None if value is None else torch.tensor(value, dtype=dtype)
+    return weight
+
+
+def adding_up(values):
+    """Writes what the sum of the processes makes of gradients of which each has its own."""
+    with world_of_this_process() as world:
+        weights = [gradient_of(*given) for given in values[world.rank]]
+        world.sum_gradients(weights)
+        found = [None if weight.grad is None else [weight.grad.item(), str(weight.grad.dtype)] for weight in weights]
+        Path(f"sum.{world.rank}").write_text(json.dumps(found))
+    return 0
+
+
+def test_gradients_are_added_up_and_one_that_a_process_does_not_have_counts_as_zero(project):
+    """So every process takes the same step, also where a network was used in one of them only."""
+    none, double = (None,), torch.float64
+    first, second = [(1.0,), (2.0,), none, none, (1.0, double)], [(4.0,), none, (8.0,), none, (16.0, double)]
+    assert run_ranks([adding_up] * 2, [first, second], output=project / "log") == [0, 0], (project / "log").read_text()
+    sums = [json.loads((project / f"sum.{rank}").read_text()) for rank in (0, 1)]
+    single = [[5.0, "torch.float32"], [2.0, "torch.float32"], [8.0, "torch.float32"], None]
+    assert sums == 2 * [[*single, [17.0, "torch.float64"]]]
+
+
 def environment(monkeypatch, **values):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -334,8 +360,9 @@ def test_a_process_alone_needs_no_group(monkeypatch, values):
     with world_of_this_process() as world:
         assert world == World(0, 1) and not torch.distributed.is_initialized()
         assert world.any(True) and world.mean(3.0) == 3.0 and world.rank_part == ()
-        module = nn.Linear(1, 1)
-        assert world.wrap(module, torch.device("cpu")) is module
+        weight = gradient_of(3.0)
+        world.sum_gradients([weight])
+        assert weight.grad == 3.0
 
 
 @pytest.mark.parametrize(
@@ -358,31 +385,20 @@ def test_a_world_that_cannot_be_joined_is_refused(project, capsys, monkeypatch, 
     [
         (["--pool-storage", "memory"], "--pool-storage: found memory, expected auto or disk with 2 processes"),
         (["--device", "cuda:0"], "--device: found 'cuda:0', expected cuda, auto or cpu with 2 processes"),
-        (["--jobs", "2"], "--jobs: found 2, expected 1 with 2 processes on one run"),
     ],
 )
 def test_options_that_several_processes_cannot_have_are_refused(project, capsys, monkeypatch, options, expected):
-    monkeypatch.setattr(run_command, "world_of_this_process", lambda: nullcontext(World(0, 2)))
+    monkeypatch.setattr(runtime, "world_of_this_process", lambda: nullcontext(World(0, 2)))
     assert main(["run", "toy", "--device", "cpu", *options]) == 2
     assert capsys.readouterr().err.startswith(f"repro: {expected}")
     assert not (project / "runs").exists()
 
 
-def test_a_group_outlives_what_an_exception_keeps(monkeypatch):
-    """The frames of an exception keep the wrapped network. Were it the last to hold the group, it would end it while it
-    holds Python's lock, and wait for threads of the group that wait for the lock: one process in some twenty hung."""
-    environment(monkeypatch, WORLD_SIZE="2")
-    group = nn.Module()
-    fake = SimpleNamespace(group=SimpleNamespace(WORLD=group), get_rank=lambda: 0)
-    fake.init_process_group = fake.destroy_process_group = lambda *arguments, **keywords: None
-    monkeypatch.setattr(distributed, "dist", fake)
-    monkeypatch.setattr(distributed, "_KEPT", [])
-    alive = weakref.ref(group)
-    with pytest.raises(Terminated), world_of_this_process():
-        del group, fake.group
-        raise Terminated
-    gc.collect()
-    assert alive() is not None
+def test_processes_of_one_run_are_no_jobs(project, capsys, monkeypatch):
+    monkeypatch.setattr(repro_tools.run, "world_of_this_process", lambda: nullcontext(World(0, 2)))
+    assert cli.main(["run", "toy", "--device", "cpu", "--jobs", "2"]) == 2
+    assert capsys.readouterr().err.startswith("repro: --jobs: found 2, expected 1 with 2 processes on one run")
+    assert not (project / "runs").exists()
 
 
 @pytest.mark.slow

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from repro import lock
+from repro import run
 from repro.errors import EXIT_BAD_INPUT, EXIT_OK, BadInput
 from repro_tools import cli
 
 RUN = ["run", "toy", "--seeds", "0", "--device", "cpu"]
-HOLDS = "import sys; from pathlib import Path; from repro.lock import alone_in\nwith alone_in(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+HOLDS = "import sys; from pathlib import Path; from repro.run import alone_in\nwith alone_in(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture
@@ -72,8 +72,6 @@ def test_another_run_goes_on_meanwhile(project, holder):
 
 def test_a_run_that_was_begun_while_this_process_looked_is_not_written_over(project, monkeypatch, capsys):
     """Both found no run; the other one was first, and has ended before this one asks for the lock."""
-    from repro import run
-
     real, folder = run.alone_in, project / "runs/toy/seed-0"
 
     def late(path):
@@ -87,9 +85,9 @@ def test_a_run_that_was_begun_while_this_process_looked_is_not_written_over(proj
 
 
 def test_an_error_within_leaves_no_lock(tmp_path):
-    with pytest.raises(RuntimeError), lock.alone_in(tmp_path):
+    with pytest.raises(RuntimeError), run.alone_in(tmp_path):
         raise RuntimeError
-    with lock.alone_in(tmp_path), pytest.raises(BadInput, match="another process"), lock.alone_in(tmp_path):
+    with run.alone_in(tmp_path), pytest.raises(BadInput, match="another process"), run.alone_in(tmp_path):
         pass
 
 
@@ -99,8 +97,8 @@ def test_without_locks_nothing_is_locked(tmp_path, monkeypatch, lacks):
         raise OSError(95, "Operation not supported")
 
     if lacks == "the module":
-        monkeypatch.setattr(lock, "fcntl", None)
+        monkeypatch.setattr(run, "fcntl", None)
     else:
-        monkeypatch.setattr(lock.fcntl, "flock", unsupported)
-    with lock.alone_in(tmp_path), lock.alone_in(tmp_path):
+        monkeypatch.setattr(run.fcntl, "flock", unsupported)
+    with run.alone_in(tmp_path), run.alone_in(tmp_path):
         pass

@@ -17,7 +17,7 @@ from toy_method import Constant, Line
 from nsgf.config import ImageConfig, PointConfig
 from nsgf.phases import VelocityField, make_phases
 from repro import pool as pools
-from repro import runinfo
+from repro import runtime as machines
 from repro.__main__ import main
 from repro.config import load
 from repro.errors import BadInput, RunFailed
@@ -96,9 +96,9 @@ UNLIMITED_V1 = V1 | {"memory.limit_in_bytes": "9223372036854771712\n"}
 def system(monkeypatch, tmp_path):
     """Writes the files in which Linux says how much memory there is: /proc and the control groups in both versions."""
     roots = {"": tmp_path / "v2", "memory": tmp_path / "v1"}
-    monkeypatch.setattr(runinfo, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(machines, "PROC", tmp_path / "proc")
     monkeypatch.setattr(
-        runinfo, "CGROUPS", {name: (roots[name], *rest) for name, (_, *rest) in runinfo.CGROUPS.items()}
+        machines, "CGROUPS", {name: (roots[name], *rest) for name, (_, *rest) in machines.CGROUPS.items()}
     )
 
     def write(files):
@@ -139,11 +139,11 @@ MEMINFO = {"proc/meminfo": "MemTotal:  9 kB\nMemFree:  1 kB\nMemAvailable:     5
 )  # fmt: skip
 def test_available_memory_is_the_least_of_what_is_free_and_every_limit(system, files, expected):
     system(files)
-    assert runinfo.available_host_bytes() == expected
+    assert machines.available_host_bytes() == expected
 
 
 def test_without_linux_available_memory_is_all_there_is(system):
-    assert runinfo.available_host_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert machines.available_host_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def velocity_field(root, experiment="digits", overrides=(), **machine):
@@ -156,7 +156,7 @@ def velocity_field(root, experiment="digits", overrides=(), **machine):
 
 
 def size(phase):
-    return Pool(phase.capacity, phase.columns, phase.precision).nbytes
+    return Pool(phase.capacity, phase.columns, phase.pool_precision).nbytes
 
 
 @pytest.mark.parametrize(

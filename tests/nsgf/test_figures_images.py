@@ -53,7 +53,9 @@ def record(experiment="digits", seed=0, *overrides, logged=3, departures=(), **m
         "config": config.model_dump(mode="json"),
         "departures": list(departures),
         "metrics": measured,
-        "curves": {phase: [(100 * k, 1 / k) for k in range(1, logged + 1)] for phase in ImagePhases.model_fields},
+        "curves": {
+            phase: {"loss": [(100 * k, 1 / k) for k in range(1, logged + 1)]} for phase in ImagePhases.model_fields
+        },
     }
 
 

@@ -21,10 +21,9 @@ from forked import run
 from tiny_project import DIGITS, POINTS, merged, write_project
 
 from nsgf import phases
-from repro import checkpoint
-from repro import phases as training
+from repro import checkpoint, loop
 from repro import run as running
-from repro.step import Stepper
+from repro.update import Update
 from repro_tools import cli
 
 PHASES = [phases.VelocityField, phases.StraightFlow, phases.TimePredictor, phases.FeatureClassifier]
@@ -33,12 +32,12 @@ KINDS = {
     "pool": [phases.VelocityField.prepare],
     "minibatch": [kind.minibatch for kind in PHASES],
     "loss": [kind.loss for kind in PHASES],
-    "step": [Stepper.step],
+    "step": [Update.backward, Update.step],
     "checkpoint": [checkpoint.save],
     "flush": [checkpoint.flush],
-    "log": [training._Log.__init__, training._Log.write],
+    "log": [loop._Log.__init__, loop._Log.write],
     "clean-up": [Path.unlink, shutil.rmtree],
-    "phase": [training.run_phase],
+    "phase": [loop.run_phase],
     "evaluation": [running._evaluate],
     "record": [running._write_text],
 }
@@ -130,7 +129,10 @@ def bits(folder: Path) -> dict:
         name = str(path.relative_to(folder))
         if path.name == "model.safetensors":
             state = checkpoint.load(path)
-            left[name] = {key: weight.numpy().tobytes() for key, weight in state["model"].items()}, state["curve"]
+            left[name] = (
+                {key: weight.numpy().tobytes() for key, weight in state["networks"]["model"].items()},
+                state["curves"],
+            )
         elif path.name == "record.json":
             record = json.loads(path.read_text())
             left[name] = {key: record[key] for key in ("config_hash", "metrics", "curves", "parameters")}
