@@ -83,9 +83,9 @@ class Update:
         by default all that the loss depends on.
         """
         if loss.numel() != 1 or not loss.requires_grad:
-            what = f"shape {tuple(loss.shape)}" if loss.requires_grad else "no gradient"
+            what = f"of shape {tuple(loss.shape)}" if loss.requires_grad else "that does not require grad"
             raise self._refusal(
-                f"update.backward: found a loss of {what}, expected a number that depends on weights"
+                f"update.backward: found a loss {what}, expected a number that depends on weights"
             )
         if self._complete:
             self._update_scale()
