@@ -15,7 +15,7 @@ from repro_tools.gate import against_spec, gate, unmeasured
 from repro_tools.placeholders import FEW, of_claim
 from repro_tools.report.markup import number, plural
 from repro_tools.report.results import read_record
-from repro_tools.spec import load_spec
+from repro_tools.spec import Spec, load_spec
 from repro_tools.table import listed
 
 
@@ -25,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     plans = planned(options)
+    spec = load_spec(plans[0].project.spec)
     for one in plans:
-        against_spec(one)
-    gates = {one.experiment: gate(one) for one in plans}
+        against_spec(one, spec)
+    gates = {one.experiment: gate(one, spec) for one in plans}
     where = "" if options.runs == Path("runs") else f" --runs {shlex.quote(str(options.runs))}"
     around = Around(
         program="repro_tools",
-        warnings=_placeholders(plans, gates),
+        warnings=_placeholders(plans, spec, gates),
         gates=gates,
         tell=_tell,
         after=f"next: repro report{where}",
@@ -39,9 +40,8 @@ def command(options: argparse.Namespace) -> int:
     return carry_out(options, plans, around)
 
 
-def _placeholders(plans: list[Plan], gates: dict[str, dict[str, Any]]) -> list[str]:
+def _placeholders(plans: list[Plan], spec: Spec, gates: dict[str, dict[str, Any]]) -> list[str]:
     """Says in a line, before anything is trained, which claims the runs cannot decide and why."""
-    spec = load_spec(plans[0].project.spec)
     claims = [(one, claim) for one in plans for claim in spec.claims_of(one.experiment)]
     undecided = {claim.id: [*gates[one.experiment]["placeholders"], *of_claim(spec, claim)] for one, claim in claims}
     undecided = {name: places for name, places in undecided.items() if places}

@@ -19,7 +19,7 @@ from nsgf import data, evaluate_images, evaluate_points, images
 from nsgf import phases as methods
 from nsgf.config import ImageConfig
 from nsgf.phases import StraightFlow
-from repro import run, runinfo
+from repro import runinfo
 from repro.config import load
 from repro.method import Project
 from repro.run import RECORD, execute, plan
@@ -35,7 +35,6 @@ read_spec = cache(load_spec)  # a long file, and no proof changes it
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """What a record says of the machine is looked up on every run, and is no part of a proof."""
-    monkeypatch.setattr(run, "load_spec", read_spec)
     monkeypatch.setattr(runinfo, "imported_versions", dict)
 
 

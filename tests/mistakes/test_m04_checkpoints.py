@@ -7,7 +7,7 @@ metric. Only the steps after that state are done again. A test that only asks wh
 import json
 import shutil
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import count
 
 import pytest
@@ -19,7 +19,6 @@ from repro import checkpoint, phases, run, runinfo
 from repro.errors import BadInput
 from repro.run import execute, plan, run_folder
 from repro.runtime import Runtime
-from repro_tools.spec import load_spec
 
 STEPS, SAVED_EVERY = 5, 2
 CPU = Runtime(torch.device("cpu"))
@@ -111,10 +110,9 @@ KILLS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """What a record says of the machine is looked up on every run, and is no part of a proof; nor is what the spec says."""
+    """What a record says of the machine is looked up on every run, and is no part of a proof."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runinfo, "imported_versions", dict)
-        patch.setattr(run, "load_spec", cache(load_spec))
         yield
 
 

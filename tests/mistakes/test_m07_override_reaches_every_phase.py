@@ -15,7 +15,7 @@ import torch
 from proof import Proof
 
 from nsgf.phases import make_phases
-from repro import config, run, run_command
+from repro import config, run_command
 from repro.errors import BadInput
 from repro.run import plan
 from repro.runtime import Runtime
@@ -33,7 +33,7 @@ read_spec = cache(load_spec)  # a long file, and no proof changes it
 @pytest.fixture(autouse=True)
 def in_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(run, "load_spec", read_spec)
+    monkeypatch.setattr("repro_tools.run.load_spec", read_spec)
 
 
 def named(project, pattern):

@@ -13,6 +13,7 @@ from tiny_method import CONFIG, SPEC, train, write_project
 from repro import arguments, run
 from repro.config import Change, flatten
 from repro.errors import BadInput
+from repro_tools import gate
 from repro_tools.report import gather, judge
 from repro_tools.report.gather import write_report
 from repro_tools.spec import settings_of
@@ -94,7 +95,7 @@ def newest_record_kept(monkeypatch):
 
 def shipped_configuration_taken_at_its_word(monkeypatch):
     """Whatever stands in the file is what was planned."""
-    monkeypatch.setattr(run, "check_experiment", lambda *given: None)
+    monkeypatch.setattr(gate, "check_experiment", lambda *given: None)
 
 
 def told_in_other_words(monkeypatch):
@@ -110,7 +111,7 @@ def settings_compared_elsewhere(monkeypatch):
                 if own[key] != setting.value:
                     raise BadInput(f"{config_path}: {key}: found {own[key]}, expected {setting.value}")
 
-    monkeypatch.setattr(run, "check_experiment", check_experiment)
+    monkeypatch.setattr(gate, "check_experiment", check_experiment)
 
 
 def shortened_runs_left_out_of_the_store(monkeypatch):

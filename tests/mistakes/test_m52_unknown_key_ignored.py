@@ -111,7 +111,7 @@ def added_and_left_out(monkeypatch):
 
 
 def options_known_so_far(monkeypatch):
-    monkeypatch.setattr(cli._Parser, "parse_args", lambda self, words: self.parse_known_args(words)[0])
+    monkeypatch.setattr(cli.Parser, "parse_args", lambda self, words: self.parse_known_args(words)[0])
 
 
 def held_against_the_file_afterwards(monkeypatch):
@@ -135,13 +135,13 @@ def refused_without_a_hint(monkeypatch):
 
 def abbreviations_allowed(monkeypatch):
     """--train-iter for --train-iters is understood, not ignored."""
-    real = cli._Parser.__init__
+    real = cli.Parser.__init__
 
     def init(self, **arguments):
         real(self, **arguments)
         self.allow_abbrev = True
 
-    monkeypatch.setattr(cli._Parser, "__init__", init)
+    monkeypatch.setattr(cli.Parser, "__init__", init)
 
 
 PROOFS = [
