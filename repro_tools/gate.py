@@ -8,31 +8,30 @@ from typing import Any
 from repro.method import Project
 from repro.run import Plan, plan
 from repro_tools.placeholders import of_run
-from repro_tools.spec import check_experiment, claim_hashes, load_spec
+from repro_tools.spec import Spec, check_experiment, claim_hashes, load_spec
 
 
 def checked_plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
     """The engine's plan, held against the specification. Raises BadInput; writes nothing."""
     planned = plan(project, experiment, overrides)
-    against_spec(planned)
+    against_spec(planned, load_spec(project.spec))
     return planned
 
 
-def against_spec(planned: Plan) -> None:
+def against_spec(planned: Plan, spec: Spec) -> None:
     """Raises BadInput where the configuration, as it is shipped, contradicts the specification."""
     project, experiment = planned.project, planned.experiment
-    path = project.experiments()[experiment]
-    check_experiment(load_spec(project.spec), project.spec, experiment, planned.shipped, path)
+    check_experiment(spec, project.spec, experiment, planned.shipped, project.experiments()[experiment])
 
 
-def gate(planned: Plan) -> dict[str, Any]:
+def gate(planned: Plan, spec: Spec) -> dict[str, Any]:
     """What a record says of the specification that its run was made for: the hash of each claim, the planned seeds, and what the run
     is made with and is still to be filled in."""
-    project, spec = planned.project, load_spec(planned.project.spec)
+    method = planned.project.method
     return {
         "claims": claim_hashes(spec, planned.experiment),
         "planned_seeds": spec.seeds,
-        "placeholders": of_run(project.method.placeholder, spec, planned.experiment, planned.config),
+        "placeholders": of_run(method.placeholder, spec, planned.experiment, planned.config),
     }
 
 

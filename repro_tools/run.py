@@ -23,7 +23,7 @@ from repro_tools.gate import against_spec, gate, unmeasured
 from repro_tools.placeholders import FEW, of_claim
 from repro_tools.report.markup import number, plural
 from repro_tools.report.results import read_record
-from repro_tools.spec import load_spec
+from repro_tools.spec import Spec, load_spec
 from repro_tools.table import listed
 
 
@@ -36,13 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     plans = command_line.planned(options)
+    spec = load_spec(plans[0].project.spec)
     for one in plans:
-        against_spec(one)
-    gates = {one.experiment: gate(one) for one in plans}
+        against_spec(one, spec)
+    gates = {one.experiment: gate(one, spec) for one in plans}
     with world_of_this_process() as world:
         runtime = command_line.prepared(options, plans, world)
         if world.first:
-            for line in _placeholders(plans, gates):
+            for line in _placeholders(plans, spec, gates):
                 say(line)
         if runtime is None:
             return EXIT_OK
@@ -156,9 +157,8 @@ def execute_many(
             raise
 
 
-def _placeholders(plans: list[Plan], gates: dict[str, dict[str, Any]]) -> list[str]:
+def _placeholders(plans: list[Plan], spec: Spec, gates: dict[str, dict[str, Any]]) -> list[str]:
     """Says in a line, before anything is trained, which claims the runs cannot decide and why."""
-    spec = load_spec(plans[0].project.spec)
     claims = [(one, claim) for one in plans for claim in spec.claims_of(one.experiment)]
     undecided = {claim.id: [*gates[one.experiment]["placeholders"], *of_claim(spec, claim)] for one, claim in claims}
     undecided = {name: places for name, places in undecided.items() if places}

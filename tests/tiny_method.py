@@ -16,7 +16,8 @@ from repro.config import RunConfig, Section
 from repro.method import Evaluation, Method, Project
 from repro.phases import SingleLossPhase
 from repro.runtime import Runtime
-from repro_tools.gate import checked_plan, gate
+from repro_tools import gate
+from repro_tools.spec import load_spec
 
 STEPS, LOWEST = 6, 3
 """Steps of the shipped configuration, and the weight at which the loss is lowest: it is not the last one."""
@@ -111,8 +112,9 @@ def train(project: Project, seed: int, *overrides: str, runs: str = "runs") -> P
     """A run as `repro run` makes it; its folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "describe", lambda *_: ORIGIN)
-        plan = checked_plan(project, "count", list(overrides))
-        return run.execute(plan, seed, project.root / runs, runtime(), False, None, gate(plan))
+        plan = gate.checked_plan(project, "count", list(overrides))
+        fixed = gate.gate(plan, load_spec(project.spec))
+        return run.execute(plan, seed, project.root / runs, runtime(), False, None, fixed)
 
 
 def runtime() -> Runtime:

@@ -11,8 +11,7 @@ import pytest
 from proof import Proof
 
 from repro import __main__ as command_line
-from repro_tools import run
-from repro_tools import cli
+from repro_tools import cli, run
 
 ROOT = Path(__file__).parents[2]
 
