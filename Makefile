@@ -48,7 +48,7 @@ demo: $(READY) ## a short run of every 2-D experiment and of digits, judged and 
 	@echo "The full runs:         site/reference_impl/reports/index.html"
 	@echo "To read them:          make serve, then http://localhost:$(PORT)"
 
-test: $(READY) ## the tests of every change; eight minutes on two cores
+test: $(READY) ## the tests of every change
 	$(TESTS)
 
 test-slow: $(READY) ## the tests that need minutes each: the site in a browser, the tutorial, generated projects, runs killed everywhere

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from document_checks import anchors, missing_paths
+from forked import LONGEST_S
 
 from bundle import build, lint
 from repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_RUN_FAILED
@@ -27,7 +28,7 @@ HOMES = (".claude/skills", ".agents/skills")
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, env=environment, timeout=LONGEST_S
     )
 
 

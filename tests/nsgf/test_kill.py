@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 from forked import run
 from tiny_project import DIGITS, POINTS, merged, write_project
 
@@ -58,18 +57,13 @@ ONCE += [("renewed", kind) for kind in ("minibatch", "checkpoint")]
 ONCE += [("points", kind) for kind in ("pool", "step", "record")]
 TWICE = [("memory", "checkpoint"), ("disk", "pool"), ("disk", "step"), ("renewed", "step"), ("points", "phase")]
 
-AT_EACH_CHANGE = {
-    ("memory", "step"),
-    ("memory", "checkpoint"),
-    ("memory", "record"),
-    ("disk", "pool"),
-    ("disk", "step"),
-}
-AT_EACH_CHANGE |= {("renewed", "checkpoint"), ("points", "record")}
+AT_EACH_CHANGE = [("memory", kind) for kind in ("step", "checkpoint", "record")]
+AT_EACH_CHANGE += [("disk", "pool"), ("disk", "step"), ("renewed", "checkpoint"), ("points", "record")]
 """One or two of each way; the others are tests that are slow."""
 
 
-def cases(pairs: list[tuple[str, str]]) -> list[ParameterSet]:
+def cases(pairs: list[tuple[str, str]]) -> list:
+    """The pairs as parameters, with the marker where they need not be tried at each change."""
     return [pytest.param(*pair, marks=() if pair in AT_EACH_CHANGE else pytest.mark.slow) for pair in pairs]
 
 

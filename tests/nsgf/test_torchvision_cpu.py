@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import LONGEST_S
 
 from nsgf import torchvision_cpu
 from nsgf.torchvision_cpu import import_torchvision
@@ -58,7 +59,7 @@ print(json.dumps(found))
 def run_python(code, folder=None):
     """A fresh interpreter; `folder` comes first on its path."""
     path = f"import sys; sys.path.insert(0, {str(folder)!r})\n" if folder else ""
-    return subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, timeout=LONGEST_S)
 
 
 @pytest.fixture(scope="module")

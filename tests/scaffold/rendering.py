@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import copier
+from forked import LONGEST_S
 
 ROOT = Path(__file__).parents[2]
 PRESETS = ("generic", "generative", "classification")
@@ -51,5 +52,5 @@ def in_project(project: Path, *arguments: str) -> subprocess.CompletedProcess:
     """`python ...` in a project, with one thread and the project's own engine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=project, capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, *arguments], cwd=project, capture_output=True, text=True, env=environment, timeout=LONGEST_S
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from forked import LONGEST_S
 from nbclient import NotebookClient
 from rendering import PRESETS, ROOT, in_project, render
 
@@ -103,7 +104,7 @@ def test_installed_it_passes_its_own_tests_and_its_preflight(rendered, tmp_path)
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         [python, "-m", "repro_tools", "preflight"],
     ):
-        done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=LONGEST_S)
         assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^OPEN +placeholders: found \d+ places", done.stdout, re.MULTILINE)
 
@@ -124,7 +125,7 @@ def test_its_notebook_runs(rendered):
     _, project = rendered
     folder = project / "notebooks"
     notebook = nbformat.read(folder / "first-look.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=LONGEST_S, resources={"metadata": {"path": str(folder)}}).execute()
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]

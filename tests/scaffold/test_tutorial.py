@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import yaml
+from forked import LONGEST_S
 from rendering import ROOT, render
 
 from repro.config import flatten, read_yaml
@@ -19,7 +20,6 @@ PAGE = (ROOT / "tutorial/README.md").read_text(encoding="utf-8")
 FILES = ROOT / "tutorial/project"
 STEPS = re.split(r"^## \d\. ", PAGE, flags=re.MULTILINE)[1:]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SECONDS = 600
 
 
 def blocks(text, language):
@@ -41,7 +41,7 @@ def run(project, line):
     command, _, fails = line.partition(" || ")
     program, *arguments = shlex.split(command)
     done = subprocess.run(
-        [*words[program], *arguments], cwd=project, capture_output=True, text=True, timeout=SECONDS,
+        [*words[program], *arguments], cwd=project, capture_output=True, text=True, timeout=LONGEST_S,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == (1 if fails else 0), f"{line}: {done.stdout}{done.stderr}"

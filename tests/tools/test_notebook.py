@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from forked import LONGEST_S
 from nbclient import NotebookClient
 
 from repro import checkpoint
@@ -93,7 +94,7 @@ class World:
         shutil.rmtree(self.work, ignore_errors=True)
         ran = nbformat.reads(nbformat.writes(self.made), as_version=4)
         NotebookClient(
-            ran, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(self.root)}}
+            ran, timeout=LONGEST_S, kernel_name="python3", resources={"metadata": {"path": str(self.root)}}
         ).execute()
         return {cell["id"]: said(cell) for cell in ran.cells if cell.cell_type == "code"}
 
