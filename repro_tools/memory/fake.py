@@ -106,8 +106,7 @@ class Rehearsal:
             raise CannotRehearse(f"phase {phase.name}: not measured: own loop")
         self.phase, self._device, self._earlier, self._processes = phase, device, earlier, processes
         self._state = phase.setup(earlier)
-        if device != CPU:  # a fake network cannot be moved, not even to where it is
-            states.move(self._state, device)
+        states.move(self._state, device)
         self.model, self.optimiser = self._state.model, as_on_a_gpu(self._state.optimiser)
         self._update = Update(phase, 0, Runtime(device))
         self._update.scaler = _Scaler(device.type, enabled=self._update.scaler.is_enabled())
