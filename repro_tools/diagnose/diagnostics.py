@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from repro.errors import BadInput
+from repro.errors import BadInput, RunFailed
 from repro.phases import Phase
 from repro.randomness import generator, seed_global_generators
 from repro.runtime import arithmetic
@@ -123,7 +123,7 @@ def _measure(bench: Bench, steps: int) -> tuple[dict, nn.Module]:
 def _skipping(skipped: dict[str, str], what: str) -> Iterator[None]:
     try:
         yield
-    except (Unfit, RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (Unfit, RunFailed, RuntimeError, ValueError, TypeError, IndexError) as error:
         skipped[what] = " ".join(str(error).split())[:200]
 
 

@@ -211,7 +211,8 @@ class _Seen:
     def networks(self) -> dict[str, Tensor]:
         """Every tensor of every network of the state."""
         networks = states.modules(self.state).items()
-        return {f"{name}.{key}": tensor for name, one in networks for key, tensor in one.state_dict().items()}
+        named = ((f"{name}.{key}", tensor) for name, one in networks for key, tensor in one.state_dict().items())
+        return {name.removeprefix("state."): tensor for name, tensor in named}
 
     def look_at_gradients(self) -> None:
         for name, weight in self.weights.items():
@@ -359,9 +360,6 @@ def _moved(seen: _Seen) -> set[str]:
 def _fault_of_updates(seen: _Seen) -> str | None:
     names = {id(parameter): name for name, parameter in seen.weights.items()}
     groups = [[names.get(id(p), "?") for p in group["params"]] for group in seen.state.optimiser.param_groups]
-    held = {name for group in groups for name in group}
-    if lacking := [name for name in names.values() if name in seen.pushed - held]:
-        return f"a gradient reaches {listed(lacking)}, which the optimiser does not have"
     moved = _moved(seen)
     for group in groups:
         # Not each by itself: the gradient of a bias before a normalisation is rounding, and too small to move it.
@@ -421,7 +419,8 @@ def _networks_in(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
     def look(node: Any, name: str) -> None:
         if isinstance(node, dict) and set(node) == {"state_dict", "resting", "frozen"}:
-            found.update({f"{name}.{key}": tensor for key, tensor in node["state_dict"].items()})
+            named = {f"{name}.{key}": tensor for key, tensor in node["state_dict"].items()}
+            found.update({key.removeprefix("state."): tensor for key, tensor in named.items()})
         elif isinstance(node, dict | list | tuple):
             for key, item in node.items() if isinstance(node, dict) else enumerate(node):
                 look(item, f"{name}.{key}")

@@ -36,11 +36,13 @@ def test_the_page_shows_every_file_of_its_project():
     assert set(FILES) == {"pyproject.toml", "configs/line.yaml", "method.py", "spec.yaml", "paper.txt"}
 
 
+@pytest.mark.slow
 def test_the_verdicts_come_from_the_full_runs(project):
     claims = json.loads((project / "reports" / "results.json").read_text())["claims"]
     assert {claim["id"]: claim["verdict"] for claim in claims} == {"slope": "reproduced", "error": "reproduced"}
 
 
+@pytest.mark.slow
 def test_the_copied_kit_ran_and_not_the_installed_one(project):
     (project / "repro" / "__init__.py").write_text('raise SystemExit("the copy")')
     done = subprocess.run([sys.executable, "-m", "repro", "list"], cwd=project, capture_output=True, text=True)

@@ -141,6 +141,8 @@ def small_repository(folder: Path) -> Path:
         "templates/README.md",
         "tutorial/README.md",
         "LICENSE",
+        "pyproject.toml",
+        "repro_tools/__init__.py",
         "copier.yml",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -72,9 +72,7 @@ def check(warmup_steps, tmp_path):
 
 def ramp(monkeypatch, share):
     """The share of the rate, of the step's number from 0 and the length of the warm-up."""
-    monkeypatch.setattr(
-        SingleLossPhase, "_factor", lambda self, step: min(1.0, share(step, self.options.warmup_steps))
-    )
+    monkeypatch.setattr(SingleLossPhase, "_factor", lambda self, step: min(1.0, share(step, self.options.warmup_steps)))
 
 
 def share_of_the_number_from_zero(monkeypatch):

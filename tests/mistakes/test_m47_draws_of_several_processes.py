@@ -82,9 +82,7 @@ def rank_of_this_process():
 def a_seed_for_each_rank(monkeypatch):
     """`seed + rank`: each process draws a minibatch of its own and trains on a part of it."""
     real = loop.Draw
-    monkeypatch.setattr(
-        loop, "Draw", lambda seed, *parts, **more: real(seed + rank_of_this_process(), *parts, **more)
-    )
+    monkeypatch.setattr(loop, "Draw", lambda seed, *parts, **more: real(seed + rank_of_this_process(), *parts, **more))
 
 
 def the_same_rows_for_every_rank(monkeypatch):

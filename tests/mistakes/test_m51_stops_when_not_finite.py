@@ -59,7 +59,8 @@ def check_sound(tmp_path):
             phase = train(Broken("nothing", (), options), tmp_path / options.precision)
         except RunFailed as stopped:
             raise AssertionError(f"a sound phase is stopped: {stopped}") from None
-        assert phase.done == list(range(STEPS)) and list(weights_on_disk(tmp_path / options.precision)) == ["model.safetensors"]
+        left = list(weights_on_disk(tmp_path / options.precision))
+        assert phase.done == list(range(STEPS)) and left == ["model.safetensors"]
 
 
 def check(tmp_path, what, step):

@@ -49,6 +49,7 @@ def test_experiments_become_configurations_with_their_shapes(project):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_several_experiments_of_odd_shapes_are_green(project, preset):
     shapes = {"a": [1, 3, 5], "b-2": [2, 7, 1]}

@@ -167,6 +167,7 @@ def test_the_authors_code_is_no_source_in_the_blind_phase(broken):
     assert in_project(project, *blind).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_verdict_comes_when_nothing_is_left_to_fill_in(template, tmp_path):
     """The toy, taken for the paper: every placeholder filled in, and the value that it reaches reported."""
     project = render(template, tmp_path / "my-paper", title="A wave")

@@ -68,6 +68,7 @@ def test_a_later_kit_comes_in_and_the_owners_files_stay(worked_on):
     assert git(project, "diff", "--check") == ""
 
 
+@pytest.mark.slow
 def test_after_an_update_the_project_is_green(worked_on):
     template, project = worked_on
     append(template / KIT_FILE, "LATER = True\n")

@@ -15,11 +15,11 @@ from toy_method import Config, Constant, Line
 from toy_project import CONFIG, SPEC, python_path, write_yaml
 
 from repro import run
+from repro.__main__ import LINE
 from repro.config import RunConfig, Section
 from repro.errors import BadInput
 from repro.method import find_project
 from repro.run import execute, plan
-from repro.__main__ import LINE
 from repro.runtime import Runtime
 from repro_tools.cli import COMMANDS, main
 from repro_tools.run import _line
@@ -87,7 +87,7 @@ def test_a_run_leaves_a_record_of_where_it_came_from(project, capsys):
     assert found["parameters"] == {"line": 25, "constant": 2}
     assert found["planned_seeds"] == [0, 1]
     assert set(found["claims"]) == {"constant"} and set(found["metrics"]) == {"line.error", "constant.value"}
-    assert [step for step, _ in found["curves"]["line"]] == [3, 6, 9, 12]
+    assert [step for step, _ in found["curves"]["line"]["loss"]] == [3, 6, 9, 12]
 
 
 def test_train_iters_reaches_every_phase_and_says_so(project, capsys):

@@ -9,7 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_models import PLAIN
 from repro.errors import BadInput
+from repro.loop import Loop
 from repro.phases import SingleLossPhase, StepOptions
+from repro.runtime import Runtime
 from repro_tools.memory.fake import (
     AsOnAGpu,
     CannotRehearse,
@@ -347,21 +349,20 @@ def test_earlier_networks_stay_on_the_device():
     assert third.total == alone.total + weights
 
 
-def test_a_rehearsal_does_the_trainer_s_steps():
-    """On real tensors: the same weights as the trainer's own class, after warm-up, clipping and averaging."""
+def test_a_rehearsal_does_the_engine_s_steps():
+    """On real tensors: the same weights as a loop's, after warm-up, clipping and averaging."""
     phase = Small(clip_norm=0.5, warmup_steps=3, ema_decay=0.9)
     torch.manual_seed(0)
     rehearsal = Rehearsal(phase, {})
     rehearsal.draw()
+    loop = Loop(phase, seed=0, runtime=Runtime(torch.device("cpu")), earlier={})
     torch.manual_seed(0)
-    from repro.step import Stepper
-
-    model = phase.make_model()
-    stepper = Stepper(model, as_on_a_gpu(phase.make_optimiser(model)), phase.options, torch.device("cpu"))
+    loop.state = phase.setup({})
+    as_on_a_gpu(loop.state.optimiser)
     for number in range(3):
         rehearsal(number)
-        stepper.step(phase.loss(model, rehearsal.minibatch), number)
-    for found, expected in zip(rehearsal.average.parameters(), stepper.result.parameters(), strict=True):
+        loop.one_step(rehearsal.minibatch)
+    for found, expected in zip(rehearsal.average.parameters(), loop.state.average.parameters(), strict=True):
         assert torch.equal(found, expected)
 
 

@@ -212,8 +212,8 @@ def state_carried_between_steps(monkeypatch):
     real = Constant.loss
 
     def loss(self, model, batch):
-        self.steps = getattr(self, "steps", 0) + 1
-        return self.steps * real(self, model, batch)
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.calls * real(self, model, batch)
 
     monkeypatch.setattr(Constant, "loss", loss)
 
@@ -354,14 +354,14 @@ def _size(phase):
 
 
 PLANTED = [
-    (state_carried_between_steps, "resume", "constant", "other bits at the end in weight, bias"),
+    (state_carried_between_steps, "resume", "constant", "other bits at the end in model.weight, model.bias"),
     (parameter_that_is_not_used, "gradients", "line", "no gradient reaches spare"),
     (network_cut_off_from_the_loss, "gradients", "constant", "no gradient reaches 0.weight, 0.bias"),
     (
         parameter_that_the_optimiser_lacks,
-        "updates",
+        "training",
         "constant",
-        "a gradient reaches bias, which the optimiser does not have",
+        "found a gradient left on model.bias, expected none at the end of a step",
     ),
     (rate_that_is_not_felt, "updates", "constant", "a gradient reaches weight, bias, which did not move in 2 steps"),
     (minibatch_of_the_global_generator, "minibatch", "constant", "found x different in two draws of one step"),
@@ -375,7 +375,7 @@ PLANTED = [
     (loss_that_broadcasts, "training", "line", "Using a target size (torch.Size([8, 1])) that is different"),
     (crash_in_a_phase, "training", "line", "RuntimeError: CUDA error: device-side assert triggered ("),
     (state_that_cannot_be_saved, "checkpoint", "constant", "found PosixPath, expected tensors and plain values only"),
-    (phase_that_remembers_another, "boundary", "constant", "other bits after its first step in weight, bias"),
+    (phase_that_remembers_another, "boundary", "constant", "other bits after its first step in model.weight, model.bias"),
 ]
 
 
@@ -770,7 +770,7 @@ def test_what_is_open_is_told_after_what_failed_and_counted(toy, project, monkey
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120
     header, row = lines[0].split(), next(line for line in lines if line.startswith("placeholders"))
-    assert header[:5] == ["check", "pass", "FAIL", "open", "n/a"] and row[lines[0].index("open")] == "1"
+    assert header[:5] == ["check", "pass", "FAIL", "open", "not"] and row[lines[0].index("open")] == "1"
     at = next(index for index, line in enumerate(lines) if line.startswith("OPEN  placeholders: found 6 places,"))
     assert at > max(index for index, line in enumerate(lines) if line.startswith("FAIL"))
     assert "and 3 more; repro check lists them" in " ".join(lines[at : at + 3]).replace("      ", "")

@@ -83,9 +83,9 @@ class Update:
         by default all that the loss depends on.
         """
         if loss.numel() != 1 or not loss.requires_grad:
-            what = f"shape {tuple(loss.shape)}" if loss.requires_grad else "no gradient"
+            what = f"of shape {tuple(loss.shape)}" if loss.requires_grad else "that does not require grad"
             raise self._refusal(
-                f"update.backward: found a loss of {what}, expected a number that depends on weights"
+                f"update.backward: found a loss {what}, expected a number that depends on weights"
             )
         if self._complete:
             self._update_scale()
@@ -180,8 +180,9 @@ class Update:
         if left := [name.removeprefix("state.") for name, weight in weights if weight.grad is not None]:
             names = ", ".join(left[:3]) + f" and {len(left) - 3} more" * (len(left) > 3)
             raise self._refusal(
-                f"found a gradient left on {names}, expected none at the end of a step; step the optimiser that holds it, give "
-                "backward(..., inputs=) the weights that are meant, or take it off by update.gradient"
+                f"found a gradient left on {names}, expected none at the end of a step; step the optimiser "
+                "that holds it, give backward(..., inputs=) the weights that are meant, or take it off by "
+                "update.gradient"
             )
 
     def numbers(self) -> dict[str, tuple[int, float]]:
