@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from repro import checkpoint
+from repro import state as states
 from repro.config import load
 from repro.method import find_project
 from repro.run import git_commit
@@ -31,12 +32,11 @@ def state_of(experiment: str) -> dict:
     project = find_project(ROOT)
     config, _ = load(project.config_class(experiment), project.experiments()[experiment])
     phase = project.method.phases(config, Runtime(torch.device("cpu")))[0]
-    model = phase.make_model()
-    optimiser = phase.make_optimiser(model)
-    for parameter in model.parameters():
+    state = phase.setup({})
+    for parameter in state.model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    optimiser.step()
-    return {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "steps_done": 1}
+    state.optimiser.step()
+    return {"state": states.saved(state), "steps_done": 1}
 
 
 def seconds(function) -> float:

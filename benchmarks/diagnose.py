@@ -31,7 +31,7 @@ from torch import nn
 
 from repro.config import parse_yaml, validate
 from repro.method import find_project
-from repro.phases import Phase
+from repro.phases import Networks, Phase
 from repro.run import git_commit, plan
 from repro.runtime import Runtime, machine
 from repro_tools.diagnose.diagnostics import measure
@@ -283,11 +283,11 @@ def kinds(experiment: str, name: str, bug: str | None, seed: int, steps: int) ->
     """The findings on one phase with one bug, in order."""
     phases = phases_of(experiment)
     phase = next(one for one in phases if one.name == name)
-    earlier: dict[str, nn.Module] = {}
+    earlier: dict[str, Networks] = {}
     if (experiment, name) == ("line", "offset"):
         slope = phases[0].make_model()
         nn.init.constant_(slope.weight, 2.0)
-        earlier = {"slope": slope.eval().requires_grad_(False)}
+        earlier = {"slope": Networks({"model": slope}).eval().requires_grad_(False)}
     if bug is not None:
         phase = BUGS[bug][1][experiment, name](phase)
     with tempfile.TemporaryDirectory() as scratch:

@@ -218,7 +218,7 @@ def cuda_peak(phase, before: Sequence, device: torch.device) -> tuple[int, int]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     earlier = {name: network.to(device) for name, network in networks(before).items()}
-    with arithmetic(phase.options.precision):
+    with arithmetic(phase.precision):
         rehearsal = Rehearsal(phase, earlier, device=device)
         rehearsal.draw()
         for number in range(STEPS):
