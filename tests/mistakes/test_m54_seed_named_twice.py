@@ -52,7 +52,9 @@ def check(started, monkeypatch, tmp_path):
 def kept_as_named(monkeypatch):
     """What argparse does when nobody tells it otherwise."""
     monkeypatch.setattr(
-        command_line.Seeds, "__call__", lambda self, parser, space, values, option=None: setattr(space, self.dest, values)
+        command_line.Seeds,
+        "__call__",
+        lambda self, parser, space, values, option=None: setattr(space, self.dest, values),
     )
 
 

@@ -375,7 +375,12 @@ PLANTED = [
     (loss_that_broadcasts, "training", "line", "Using a target size (torch.Size([8, 1])) that is different"),
     (crash_in_a_phase, "training", "line", "RuntimeError: CUDA error: device-side assert triggered ("),
     (state_that_cannot_be_saved, "checkpoint", "constant", "found PosixPath, expected tensors and plain values only"),
-    (phase_that_remembers_another, "boundary", "constant", "other bits after its first step in model.weight, model.bias"),
+    (
+        phase_that_remembers_another,
+        "boundary",
+        "constant",
+        "other bits after its first step in model.weight, model.bias",
+    ),
 ]
 
 
