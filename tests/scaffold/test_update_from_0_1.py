@@ -35,7 +35,15 @@ MERGED = {
 }
 """What the owner wrote into files that the template changes too."""
 
-CHANGED_LINES: list[tuple[str, str, str]] = []
+CHANGED_LINES: list[tuple[str, str, str]] = [
+    ("method/phases.py", "from repro.phases import Phase", "from repro.phases import SingleLossPhase as Phase"),
+    ("method/figures.py", "from repro.report.judge import Judgement", "from repro_tools.report.judge import Judgement"),
+    (
+        "method/figures.py",
+        """axes.plot(*zip(*record["curves"][phase], strict=True), label=f"seed {record['seed']}", linewidth=1)""",
+        """axes.plot(*zip(*record["curves"][phase]["loss"], strict=True), label=f"seed {record['seed']}", linewidth=1)""",
+    ),
+]
 """(file, line, line in its place), without indentation: what the owner has to do by hand after the update."""
 ALLOWED = 5
 
@@ -50,7 +58,7 @@ def watched(axes, *values, **options):
 Axes.plot = watched
 sys.argv[1:] = ["report"]
 try:
-    runpy.run_module("repro", run_name="__main__", alter_sys=True)
+    runpy.run_module("repro_tools", run_name="__main__", alter_sys=True)
 finally:
     print(last)
 """
