@@ -123,7 +123,9 @@ def test_a_loss_that_is_no_number_is_refused():
     one, (network, _) = update(), pair()
     with pytest.raises(RunFailed, match=r"found a loss of shape \(2, 1\), expected a number"):
         one.backward(network(X))
-    with pytest.raises(RunFailed, match="found a loss that does not require grad, expected a number that depends on weights"):
+    with pytest.raises(
+        RunFailed, match="found a loss that does not require grad, expected a number that depends on weights"
+    ):
         one.backward(X.mean())
 
 
