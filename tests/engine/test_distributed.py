@@ -147,6 +147,19 @@ def noting_what_it_writes(arguments, name):
     return code
 
 
+def in_rounds(arguments, name):
+    """The line in rounds of four steps, whose data is half of the pool; notes what the process writes."""
+    Line.collect_every = 4
+    Line.collect = lambda self, state, update: self.pool.sample(32, update.generator("half"))
+
+    def minibatch(self, step, draw):
+        rows = draw.round_rows(self.config.phases.line.batch_size, last="keep")
+        return {name: column[rows] for name, column in draw.collected.items()}
+
+    Line.minibatch = minibatch
+    return noting_what_it_writes(arguments, name) if os.environ.get("RANK") == "1" else quick(arguments)
+
+
 def states(folder):
     """Every weight and every loss of a finished run."""
     weights, losses = {}, []
@@ -249,6 +262,13 @@ def test_processes_draw_dropout_of_their_own_and_one_process_what_it_always_drew
     assert toy([noting_its_draws] * 2, "two")[0] == [0, 0]
     two = [json.loads((project / f"draws.{rank}").read_text()) for rank in (0, 1)]
     assert len({*one, *two[0], *two[1]}) == 3 * 12
+
+
+def test_the_data_of_a_round_is_written_by_the_first_process(project, toy):
+    """Both would write one file of the same name at once."""
+    codes = run_ranks([in_rounds] * 2, ["run", "toy", "--device", "cpu"], "rounds", output=project / "log")
+    assert codes == [0, 0], (project / "log").read_text() + (project / "log.1").read_text()
+    assert json.loads((project / "rounds.json").read_text()) == []
 
 
 def test_what_two_processes_saved_one_process_ends(project, toy):

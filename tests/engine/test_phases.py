@@ -91,6 +91,17 @@ def test_a_finished_phase_is_loaded_not_repeated(config, tmp_path, monkeypatch):
     assert same(first, again) and first.curves == again.curves and first.wall_s == again.wall_s
 
 
+def test_an_error_of_the_method_while_a_network_is_rebuilt_is_no_fault_of_the_file(config, tmp_path, monkeypatch):
+    train(config, tmp_path)
+
+    def make_model(self):
+        raise TypeError("a mistake of the method")
+
+    monkeypatch.setattr(Line, "make_model", make_model)
+    with pytest.raises(TypeError, match="a mistake of the method"):
+        train(config, tmp_path)
+
+
 def test_a_finished_model_is_frozen_and_in_eval_mode(config, tmp_path):
     model = train(config, tmp_path).networks
     assert not any(module.training for module in model.modules())
@@ -238,3 +249,10 @@ def test_the_record_of_a_run_keeps_what_was_watched(project, monkeypatch):
     assert main(["run", "toy", "--seeds", "0", "--device", "cpu"]) == 0
     record = json.loads((project / "runs/toy/seed-0/record.json").read_text())
     assert record["watched"] == {"line": [[step, {"validation.error": 0.5}] for step in (3, 6, 9, 12)]}
+
+
+@pytest.mark.parametrize("options", [[], ["--determinism", "warn"]], ids=["strict", "warn"])
+def test_the_record_of_a_run_says_how_strict_it_was_with_algorithms(project, options):
+    assert main(["run", "toy", "--device", "cpu", *options]) == 0
+    record = json.loads((project / "runs/toy/seed-0/record.json").read_text())
+    assert record["determinism"] == (options or ["strict"])[-1] and "resumed_under" not in record

@@ -42,6 +42,18 @@ def step(one: Two) -> None:
     one.optimiser.zero_grad()
 
 
+def test_what_an_optimiser_made_at_its_beginning_follows_its_weights():
+    """Adagrad makes its sums when it is made, on the CPU: before the networks are moved to the device."""
+    meta = torch.device("meta")
+    network = nn.Linear(2, 2, device=meta)
+    one = Two(network, torch.optim.Adagrad(network.parameters()))
+    for own in one.optimiser.state.values():
+        own["sum"] = torch.zeros(own["sum"].shape)
+    state.move(one, meta)
+    assert {own["sum"].device for own in one.optimiser.state.values()} == {meta}
+    assert {own["step"].device for own in one.optimiser.state.values()} == {torch.device("cpu")}
+
+
 class Memory:
     """A replay memory with a writer position."""
 

@@ -207,7 +207,7 @@ class Loop:
     def _round_saved(self, folder: Path | None) -> dict[str, Any] | None:
         if self.round is None:
             return None
-        if folder is None:
+        if folder is None or not self.runtime.world.first:  # one process writes
             return {"began": self.round.began, "rows": self.round.rows}
         if self.round.file is None:
             self.round.file = checkpoint.save_by_hash(folder, "round", self.round.rows)
@@ -356,9 +356,9 @@ def _load_finished(
     earlier: Mapping[str, Networks],
 ) -> PhaseResult:
     state = _matching(checkpoint.load(path), path, identity)
+    networks = Networks(dict(phase.rebuilt(earlier)))
     with _fitting(path, phase):
         _steps_done(state, [phase.steps])
-        networks = Networks(dict(phase.rebuilt(earlier)))
         load_networks(networks, state)
         curves = state["curves"] if "curves" in state else {"loss": state["curve"]}  # of version 0.1
         return PhaseResult(

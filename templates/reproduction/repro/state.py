@@ -72,6 +72,19 @@ def move(state: Any, device: torch.device) -> None:
     """Brings networks and tensors to the device; networks in place, so that optimisers go on holding their weights."""
     for name, value in fields_of(state).items():
         setattr(state, name, _moved(value, device))
+    for _, leaf in leaves(state, "state"):
+        if isinstance(leaf, torch.optim.Optimizer) and _is_apart(leaf):
+            leaf.load_state_dict(leaf.state_dict())  # which brings all of it to where the weights are
+
+
+def _is_apart(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether it holds tensors elsewhere than their weights are: Adagrad makes its sums before the weights move."""
+    return any(
+        isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.device != weight.device
+        for group in optimiser.param_groups
+        for weight in group["params"]
+        for tensor in optimiser.state.get(weight, {}).values()
+    )
 
 
 def _moved(value: Any, device: torch.device) -> Any:
