@@ -68,12 +68,16 @@ def _next(options: argparse.Namespace) -> str:
 def _run_in_processes(options: argparse.Namespace, plans: list[Plan]) -> list[str]:
     """Each run in a process of its own, --jobs at a time. Returns a line per run that failed."""
     folders = {
-        (one.experiment, seed): run_folder(options.runs, one.experiment, seed) for seed in options.seeds for one in plans
+        (one.experiment, seed): run_folder(options.runs, one.experiment, seed)
+        for seed in options.seeds
+        for one in plans
     }
     if not options.resume and options.resume_phase is None:
         taken = [str(folder) for folder in folders.values() if holds_run(folder)]
         if taken:
-            raise BadInput(f"{taken[0]}: found a run, expected none; continue with --resume or choose another folder with --runs")
+            raise BadInput(
+                f"{taken[0]}: found a run, expected none; continue with --resume or choose another folder with --runs"
+            )
     again = options.resume_phase is None
     there = {run for run, folder in folders.items() if (folder / RECORD).exists() and again}
     passed = [*(f"--set={override}" for override in command_line.overrides(options)), "--device", options.device]

@@ -64,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cores = os.cpu_count() or 1
     parser.add_argument(
-        "--jobs", type=command_line.positive, default=cores, metavar="N", help=f"experiments at a time (default: {cores})"
+        "--jobs",
+        type=command_line.positive,
+        default=cores,
+        metavar="N",
+        help=f"experiments at a time (default: {cores})",
     )
     command_line.add_json(parser)
 

@@ -1,8 +1,8 @@
 """The engine: configurations, phases, pools, checkpoints, runs and their records.
 
 It never imports a method. A method describes itself in one `repro.method.Method` object that the project's
-`pyproject.toml` names, and `python -m repro` finds it from there. Nor does it import the tools (`repro_tools`), which
-know the specification and judge what it records.
+`pyproject.toml` names, and `python -m repro` finds it from there. Nor does it import the tools
+(`repro_tools`), which know the specification and judge what it records.
 """
 
 INTERFACE = 2

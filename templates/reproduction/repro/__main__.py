@@ -1,8 +1,8 @@
 """`python -m repro run|list`. Data on standard output, progress on standard error.
 
-Exit codes: 0 done, 1 a run failed, 2 bad input (nothing written), 130 interrupted by Ctrl-C, 143 ended by SIGTERM
-after saving, 141 nobody reads the output any more (`... | head -1`). Runs that were interrupted or ended go on
-with --resume.
+Exit codes: 0 done, 1 a run failed, 2 bad input (nothing written), 130 interrupted by Ctrl-C, 143 ended by
+SIGTERM after saving, 141 nobody reads the output any more (`... | head -1`). Runs that were interrupted or
+ended go on with --resume.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def carried_out(work: Callable[[], int]) -> int:
         try:
             return _carried_out(work)
         finally:
-            sys.stdout.flush()  # here, since at the end of the interpreter a broken pipe can no longer be caught
+            # Here, since at the end of the interpreter a broken pipe can no longer be caught.
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_NO_READER
@@ -154,7 +155,9 @@ def add_seeds(parser: argparse.ArgumentParser, *, default: list[int] | None, tol
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """--set and --train-iters; read them with `overrides`."""
     told = "override every field that KEY matches; '*' is any one name"
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=told)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=told
+    )
     told = "short for --set 'phases.*.iterations=N'"
     parser.add_argument("--train-iters", type=positive, metavar="N", help=told)
 
@@ -191,12 +194,16 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_experiments(parser, default_all=False)
     add_seeds(parser, default=[0], told="one run per seed (default: 0)")
     add_overrides(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with runs that exist, skip finished ones")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with runs that exist, skip finished ones"
+    )
     told = "start phase N over, keep the earlier ones"
     parser.add_argument("--resume-phase", type=positive, metavar="N", help=told)
     add_runs(parser)
     add_device(parser)
-    told = "strict: algorithms that give the same bits each time, or an error; warn: a warning (default: strict)"
+    told = (
+        "strict: algorithms that give the same bits each time, or an error; warn: a warning (default: strict)"
+    )
     parser.add_argument("--determinism", choices=["strict", "warn"], default="strict", help=told)
     add_data_root(parser)
     told = "where pools are kept; the result is the same (default: auto, by what is free)"
@@ -250,9 +257,7 @@ def prepared(options: argparse.Namespace, plans: Sequence[Plan], world: World) -
     if options.pool_storage == "memory" and world.size > 1:
         found = f"--pool-storage: found memory, expected auto or disk with {world.size} processes"
         raise BadInput(f"{found}, which share one file")
-    return Runtime(
-        device, options.data_root, options.pool_storage, world, determinism=options.determinism
-    )
+    return Runtime(device, options.data_root, options.pool_storage, world, determinism=options.determinism)
 
 
 Tell = Callable[["Plan", int, Path, bool], list[str]]
@@ -306,7 +311,13 @@ def tell(one: Plan, number: int, folder: Path, was_there: bool) -> list[str]:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         metrics = [f"{name} {value:.3g}" for name, value in record["metrics"].items()]
         return [finished_line(one, number, record, was_there, metrics)]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # damaged since: the others go on
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:  # damaged since: the others go on
         return [f"repro: warning: {folder / RECORD}: found no run record ({error}), expected one"]
 
 

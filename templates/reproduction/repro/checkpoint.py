@@ -154,7 +154,8 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         wanted = "" if needed is None else f", expected room for {needed:,} bytes"
         raise RunFailed(
-            f"{path}: cannot be written ({_line(error)}): found {_free(path)} bytes free{wanted}; what was saved before is kept, "
+            f"{path}: cannot be written ({_line(error)}): found {_free(path)} bytes free{wanted}; what was "
+            "saved before is kept, "
             "go on with the same command and --resume"
         ) from None
 

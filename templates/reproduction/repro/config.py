@@ -85,7 +85,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     known = set()
     for key in (loader.construct_object(key, deep=True) for key, _ in node.value):
         if not isinstance(key, str):
-            raise yaml.MarkedYAMLError(problem=f"found the key {key!r}, expected text", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"found the key {key!r}, expected text", problem_mark=node.start_mark
+            )
         if key in known:
             raise yaml.MarkedYAMLError(
                 problem=f"found the key '{key}' twice, expected once", problem_mark=node.start_mark
@@ -100,8 +102,9 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 _QUOTES_NEEDED = "; put text with any of : [ { , * @ in quotes"
 _TEXT_READ_AS_SYNTAX = re.compile(
-    r"expected ',' or '[]}]', but got (?!'<stream end>')|mapping values are not allowed|expected the node content"
-    r"|expected <block end>, but found '<scalar>'|found character '[^\\]' that cannot start|found undefined alias"
+    r"expected ',' or '[]}]', but got (?!'<stream end>')|mapping values are not allowed"
+    r"|expected the node content|expected <block end>, but found '<scalar>'|found undefined alias"
+    r"|found character '[^\\]' that cannot start"
     r"|expected alphabetic or numeric character"
 )
 """What PyYAML says of a text such as `x[::6]` or `one: two` that it took for syntax."""
@@ -124,14 +127,19 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def _size(data: Any, known: dict[int, int]) -> int:
-    """How many values there are when every alias is written out: each is one object in memory, however often it stands there."""
+    """How many values there are when every alias is written out: each is one object in memory, however often
+    it stands there."""
     if data is None or isinstance(data, bool | int | float | str):
         return 1
     if not isinstance(data, dict | list):
-        raise ValueError(f"found a value of type {type(data).__name__}, expected text, numbers, lists and mappings")
+        raise ValueError(
+            f"found a value of type {type(data).__name__}, expected text, numbers, lists and mappings"
+        )
     if id(data) not in known:
         known[id(data)] = 0  # being counted
-        known[id(data)] = 1 + sum(_size(item, known) for item in (data.values() if isinstance(data, dict) else data))
+        known[id(data)] = 1 + sum(
+            _size(item, known) for item in (data.values() if isinstance(data, dict) else data)
+        )
     if not known[id(data)]:
         raise ValueError("found an alias inside of what it stands for")
     return known[id(data)]
@@ -164,8 +172,11 @@ def validate(model: type[AnySection], data: Any, source: str) -> AnySection:
         raise BadInput(*(_problem(item, model, source) for item in error.errors())) from None
 
 
-def load(model: type[AnySection], path: Path, overrides: Sequence[str] = ()) -> tuple[AnySection, list[Change]]:
-    """The configuration in `path` with `overrides` ("key=value") applied, and each field that they changed."""
+def load(
+    model: type[AnySection], path: Path, overrides: Sequence[str] = ()
+) -> tuple[AnySection, list[Change]]:
+    """The configuration in `path` with `overrides` ("key=value") applied, and each field that they
+    changed."""
     config = validate(model, read_yaml(path), str(path))
     data, changes, refused = config.model_dump(mode="json"), [], None
     for override in overrides:
@@ -214,7 +225,9 @@ def differences(before: Any, after: Any) -> list[Change]:
     """The leaves in which two configurations differ."""
     left, right = flatten(before), flatten(after)
     return [
-        Change(key, left.get(key), right.get(key)) for key in sorted({*left, *right}) if left.get(key) != right.get(key)
+        Change(key, left.get(key), right.get(key))
+        for key in sorted({*left, *right})
+        if left.get(key) != right.get(key)
     ]
 
 
@@ -227,7 +240,8 @@ def _override(data: dict[str, Any], override: str) -> list[Change]:
     places = list(_places(data, pattern.split("."), ""))
     if not places:
         raise BadInput(
-            f"--set {override}: found no field '{pattern}', expected one of this configuration{_hint(pattern, _patterns(data))}"
+            f"--set {override}: found no field '{pattern}', expected one of this "
+            f"configuration{_hint(pattern, _patterns(data))}"
         )
     changes = [Change(key, parent[name], value) for parent, name, key in places if parent[name] != value]
     for parent, name, _ in places:
@@ -261,20 +275,27 @@ def _problem(error: ErrorDetails, model: type[Section], source: str) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "(the whole file)"
     if error["type"] == "extra_forbidden":
         siblings = [k for k in _known_keys(model, error["loc"][:-1])]
-        return f"{source}: {key}: found an unknown key, expected {', '.join(siblings) or 'none here'}{_hint(str(error['loc'][-1]), siblings)}"
+        expected = f"{', '.join(siblings) or 'none here'}{_hint(str(error['loc'][-1]), siblings)}"
+        return f"{source}: {key}: found an unknown key, expected {expected}"
     if error["type"] == "missing":
         return f"{source}: {key}: found nothing, expected a value"
-    expected = re.sub(r"^(Input should be|Value error,) ?", "", error["msg"]).replace("an object", "a mapping")
+    expected = re.sub(r"^(Input should be|Value error,) ?", "", error["msg"]).replace(
+        "an object", "a mapping"
+    )
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         expected += "; put it in quotes"
-    return f"{source}: {key}: found {_fields_named(error['input'], expected) or _kind(error['input'])}, expected {expected}"
+    found = _fields_named(error["input"], expected) or _kind(error["input"])
+    return f"{source}: {key}: found {found}, expected {expected}"
 
 
 def _fields_named(section: Any, expected: str) -> str:
-    """The single values of a section whose names the words of its validator use; nothing where there are none."""
+    """The single values of a section whose names the words of its validator use; nothing where there are
+    none."""
     fields = section.items() if isinstance(section, dict) else ()
     values = {name: value for name, value in fields if not isinstance(value, dict | list)}
-    return ", ".join(f"{name} {_kind(value)}" for name, value in values.items() if re.search(rf"\b{name}\b", expected))
+    return ", ".join(
+        f"{name} {_kind(value)}" for name, value in values.items() if re.search(rf"\b{name}\b", expected)
+    )
 
 
 def _known_keys(model: Any, location: Sequence[int | str]) -> list[str]:

@@ -45,7 +45,8 @@ TERMINATED = "repro: ended by SIGTERM; go on with the same command and --resume"
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Within this block SIGTERM and Ctrl-C end the process with their line, as long as there is nothing to save.
+    """Within this block SIGTERM and Ctrl-C end the process with their line, as long as there is nothing to
+    save.
 
     While modules are imported an exception would leave half of one behind, and a traceback.
     """
@@ -54,7 +55,9 @@ def ending_at_once() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        told, code = (INTERRUPTED, EXIT_INTERRUPTED) if number == signal.SIGINT else (TERMINATED, EXIT_TERMINATED)
+        told, code = (
+            (INTERRUPTED, EXIT_INTERRUPTED) if number == signal.SIGINT else (TERMINATED, EXIT_TERMINATED)
+        )
         os.write(2, f"{told}\n".encode())
         os._exit(code)
 

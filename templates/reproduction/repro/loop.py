@@ -70,7 +70,8 @@ class Loop:
     ):
         if runtime.world.size > 1 and not isinstance(phase, SingleLossPhase):
             raise BadInput(
-                f"phase {phase.name}: found {runtime.world.size} processes, expected one for a loop of its own"
+                f"phase {phase.name}: found {runtime.world.size} processes, expected one for a loop of its "
+                "own"
             )
         self.phase, self.seed, self.runtime, self._earlier = phase, seed, runtime, earlier
         seed_global_generators(seed, phase.stream, "initialise")
@@ -135,7 +136,8 @@ class Loop:
         for name, (step, value) in found.items():
             if value != value or abs(value) == float("inf"):
                 raise RunFailed(
-                    f"phase {self.phase.name}, step {step}: the {name} is {value}; the last saved state is kept"
+                    f"phase {self.phase.name}, step {step}: the {name} is {value}; the last saved state is "
+                    "kept"
                 )
         return found
 
@@ -200,7 +202,8 @@ class Loop:
         """
         if (scale := self.update.scaler.get_scale()) < LEAST_SCALE:
             raise RunFailed(
-                f"phase {self.phase.name}, step {self.step}: the gradient is not finite, however little the loss is scaled "
+                f"phase {self.phase.name}, step {self.step}: the gradient is not finite, however little the "
+                "loss is scaled "
                 f"({scale:.0e}); the last saved state is kept"
             )
 
@@ -300,7 +303,8 @@ def _train(
     del before
     if world.mean(float(loop.step)) != loop.step:
         raise RunFailed(
-            f"{running}: process {world.rank} found the state of step {loop.step}, another process another one"
+            f"{running}: process {world.rank} found the state of step {loop.step}, another process another "
+            "one"
         )
     with checkpoint.writing(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
@@ -373,7 +377,8 @@ def _load_finished(
 
 
 def load_networks(networks: Networks, state: Mapping[str, Any]) -> None:
-    """Loads the networks of a finished phase's state, also of version 0.1, which had one and called it `model`.
+    """Loads the networks of a finished phase's state, also of version 0.1, which had one and called it
+    `model`.
 
     Raises ValueError for networks of other names, RuntimeError for other weights.
     """
@@ -393,7 +398,8 @@ def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict
     state, problem = found
     if "model" in state:
         raise BadInput(
-            f"{running}: found a running state of the format {checkpoint.OLDER}, expected {checkpoint.FORMAT}; finish the phase "
+            f"{running}: found a running state of the format {checkpoint.OLDER}, expected "
+            f"{checkpoint.FORMAT}; finish the phase "
             "with the version that began it, or start it over with --resume-phase"
         )
     _matching(state, running, identity)
@@ -412,7 +418,8 @@ def _matching(state: dict[str, Any], path: Path, identity: dict[str, Any]) -> di
         advice = "resume with the configuration that the state was saved with, or start another run folder"
         raise BadInput(
             *(
-                f"{path}: {change.key}: found a state of {change.before!r}, expected {change.after!r}; {advice}"
+                f"{path}: {change.key}: found a state of {change.before!r}, expected {change.after!r}; "
+                f"{advice}"
                 for change in changes
             )
         )

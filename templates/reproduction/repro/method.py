@@ -33,9 +33,9 @@ class Evaluation:
 class Probe:
     """One library call as a method makes it.
 
-    `library` is the name of its distribution, whose version is reported; `shapes` says in words what it is called with. `call`
-    makes inputs of the experiment's shapes, calls the library and returns nothing; it raises, by `assert` or by itself, when the
-    answer is not the one that was constructed.
+    `library` is the name of its distribution, whose version is reported; `shapes` says in words what it is
+    called with. `call` makes inputs of the experiment's shapes, calls the library and returns nothing; it
+    raises, by `assert` or by itself, when the answer is not the one that was constructed.
     """
 
     name: str
@@ -48,26 +48,30 @@ class Probe:
 class Method:
     """A method: its typed configuration, its phases in order, its evaluation, and what it adds to the report.
 
-    config: the class of every experiment's configuration, or a class for each pattern of names; the first that matches counts.
+    config: the class of every experiment's configuration, or a class for each pattern of names; the first
+    that matches counts.
     phases: (configuration, runtime) -> the phases, not yet prepared.
-    evaluate: (configuration, finished networks by phase, seed, runtime) -> metrics; a claim of the spec names its
-    metric by the same dotted name. One process calls it, also where several trained, without gradients: a metric that needs them
-    enters torch.enable_grad().
-    report_sections: (judgements, records, runs folder, report folder) -> Markdown; draws figures into the report folder. As
-    "package.module:function" where that module needs more than a run has: the tools, matplotlib. Only a report imports it then.
+    evaluate: (configuration, finished networks by phase, seed, runtime) -> metrics; a claim of the spec names
+    its metric by the same dotted name. One process calls it, also where several trained, without gradients: a
+    metric that needs them enters torch.enable_grad().
+    report_sections: (judgements, records, runs folder, report folder) -> Markdown; draws figures into the
+    report folder. As "package.module:function" where that module needs more than a run has: the tools,
+    matplotlib. Only a report imports it then.
 
     The rest is what the commands before a run go by, and may be left out:
 
-    probes: (configuration, runtime) -> the library calls of an experiment, with its shapes (`repro probe`); or the name of such a
-    function, as above.
-    tiny: overrides that make an experiment a run of seconds, or such overrides for each pattern of names, of which the first
-    that matches counts; one that matches nothing in an experiment is passed over there (`repro preflight`, which does two steps
-    of each phase and sets phases.*.iterations to 2 before these overrides, and to twice what they are after them). What a method does
-    every k steps it should do every 2 at this size, or the kill between two of them is never tried.
-    evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device (`repro memory`). Only
-    the networks are made of fake tensors when it is called; each `run` is called on fake tensors, without gradients.
-    placeholder: in words, what of the method still stands in for the paper's ("the toy phases of the template"); empty when nothing
-    does. As long as it is not, no run gets a verdict.
+    probes: (configuration, runtime) -> the library calls of an experiment, with its shapes (`repro probe`);
+    or the name of such a function, as above.
+    tiny: overrides that make an experiment a run of seconds, or such overrides for each pattern of names, of
+    which the first that matches counts; one that matches nothing in an experiment is passed over there
+    (`repro preflight`, which does two steps of each phase and sets phases.*.iterations to 2 before these
+    overrides, and to twice what they are after them). What a method does every k steps it should do every 2
+    at this size, or the kill between two of them is never tried.
+    evaluation_work: (configuration, networks by phase, runtime) -> what the evaluation does on the device
+    (`repro memory`). Only the networks are made of fake tensors when it is called; each `run` is called on
+    fake tensors, without gradients.
+    placeholder: in words, what of the method still stands in for the paper's ("the toy phases of the
+    template"); empty when nothing does. As long as it is not, no run gets a verdict.
     """
 
     name: str
@@ -117,7 +121,8 @@ class Project(Files):
             if fnmatchcase(experiment, pattern):
                 return one
         raise BadInput(
-            f"{self.root / 'configs'}: found experiment '{experiment}', expected a name like {', '.join(classes)}, for which {self.method.name} has a configuration"
+            f"{self.root / 'configs'}: found experiment '{experiment}', expected a name like "
+            f"{', '.join(classes)}, for which {self.method.name} has a configuration"
         )
 
     def tiny(self, experiment: str, config: RunConfig) -> list[str]:
@@ -139,8 +144,9 @@ class NoMethod(BadInput):
 def find_project(start: Path) -> Project:
     """The project at or above `start`: the nearest pyproject.toml with a [tool.repro] table.
 
-    `method = "package.module:OBJECT"` names the Method; `root` (default ".") is where configs/ lie, `engine` (default: `root`)
-    the folder in which repro/ lies. Raises BadInput; where only the method cannot be imported yet, NoMethod.
+    `method = "package.module:OBJECT"` names the Method; `root` (default ".") is where configs/ lie, `engine`
+    (default: `root`) the folder in which repro/ lies. Raises BadInput; where only the method cannot be
+    imported yet, NoMethod.
     """
     for folder in (start, *start.parents):
         path = folder / "pyproject.toml"
@@ -165,7 +171,8 @@ def _project(path: Path, table: dict[str, Any]) -> Project:
     top = engine / "repro" / "__init__.py"
     if top.exists() and not top.samefile(repro.__file__):
         raise BadInput(
-            f"{path}: found the kit of {Path(repro.__file__).parent} running, expected {top.parent}; use python -m repro in {engine}"
+            f"{path}: found the kit of {Path(repro.__file__).parent} running, expected {top.parent}; use "
+            f"python -m repro in {engine}"
         )
     module_name, colon, attribute = str(table.get("method", "")).partition(":")
     if not colon:
@@ -180,10 +187,13 @@ def _project(path: Path, table: dict[str, Any]) -> Project:
             raise  # of the method's own code
         raise NoMethod(path, Files(root), str(error)) from None
     if not isinstance(method, Method):
-        raise BadInput(f"{path}: tool.repro.method: found {type(method).__name__}, expected a repro.method.Method")
+        raise BadInput(
+            f"{path}: tool.repro.method: found {type(method).__name__}, expected a repro.method.Method"
+        )
     for one in method.config.values() if isinstance(method.config, Mapping) else [method.config]:
         if not issubclass(one, RunConfig):
             raise BadInput(
-                f"{path}: tool.repro.method: found the configuration {one.__name__}, expected a subclass of repro.config.RunConfig"
+                f"{path}: tool.repro.method: found the configuration {one.__name__}, expected a subclass of "
+                "repro.config.RunConfig"
             )
     return Project(root, method)

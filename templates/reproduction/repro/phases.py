@@ -54,11 +54,14 @@ class Work:
 
 
 class Networks(nn.ModuleDict):
-    """The networks that a phase hands on, by name. Where there is only one, the whole can be used as that one."""
+    """The networks that a phase hands on, by name. Where there is only one, the whole can be used as that
+    one."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         if len(self) != 1:
-            raise TypeError(f"found a call of {len(self)} networks ({', '.join(self)}), expected one of them by name")
+            raise TypeError(
+                f"found a call of {len(self)} networks ({', '.join(self)}), expected one of them by name"
+            )
         return next(iter(self.values()))(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
@@ -110,9 +113,9 @@ class Phase(ABC, Generic[State]):
 
         Networks, optimisers, torch's schedulers and averages, replay memories, environments: whatever has
         `state_dict` and `load_state_dict`; tensors, generators and plain numbers; lists, tuples and dicts of
-        these. Made on the CPU; networks and tensors are then moved to the device. `earlier` holds the networks of the
-        phases before this one, by phase and name: on the device, in eval mode, frozen. It is cheap: finished
-        networks are rebuilt through it.
+        these. Made on the CPU; networks and tensors are then moved to the device. `earlier` holds the
+        networks of the phases before this one, by phase and name: on the device, in eval mode, frozen. It is
+        cheap: finished networks are rebuilt through it.
         """
 
     @abstractmethod
@@ -303,8 +306,10 @@ class SingleLossPhase(Phase[SingleLossState]):
         for group, last, rate in zip(state.optimiser.param_groups, before, state.rates, strict=True):
             if group["lr"] != last:
                 raise RunFailed(
-                    f"phase {self.name}, step {step + 1}: found the learning rate {group['lr']}, expected {last} as "
-                    "learning_rate_factor and warmup_steps left it; set rates there or by a scheduler in a Phase of your own"
+                    f"phase {self.name}, step {step + 1}: found the learning rate {group['lr']}, expected "
+                    f"{last} as "
+                    "learning_rate_factor and warmup_steps left it; set rates there or by a scheduler in a "
+                    "Phase of your own"
                 )
             group["lr"] = factor * rate
 

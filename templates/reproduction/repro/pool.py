@@ -34,16 +34,23 @@ class Pool:
     An entry's values lie side by side in memory: drawing it at random touches one place, not one per column.
     """
 
-    def __init__(self, capacity: int, columns: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, capacity: int, columns: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32
+    ):
         self._shapes = {name: tuple(shape) for name, shape in columns.items()}
         self._rows = torch.empty((capacity, width(columns)), dtype=dtype)
         self._filled = 0
 
     @classmethod
     def in_file(
-        cls, path: Path, capacity: int, columns: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32
+        cls,
+        path: Path,
+        capacity: int,
+        columns: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype = torch.float32,
     ) -> Pool:
-        """An empty pool whose rows are those of the file at `path`, made by `make_file`: what is written goes to the disk.
+        """An empty pool whose rows are those of the file at `path`, made by `make_file`: what is written goes
+        to the disk.
 
         Raises ValueError when the file has another size.
         """
@@ -70,15 +77,18 @@ class Pool:
         return self._split(self._rows[: self._filled])
 
     def add(self, **rows: Tensor) -> None:
-        """Writes rows, each (n, *shape), behind those already there. Raises ValueError when they do not fit."""
+        """Writes rows, each (n, *shape), behind those already there. Raises ValueError when they do not
+        fit."""
         self._filled = self._write(self._filled, rows)
 
     def replace(self, first: int, **rows: Tensor) -> None:
-        """Writes rows, each (n, *shape), over the entries from number `first` on. Raises ValueError when they do not fit."""
+        """Writes rows, each (n, *shape), over the entries from number `first` on. Raises ValueError when they
+        do not fit."""
         self._write(first, rows)
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """n entries drawn uniformly with replacement, float32 on the CPU. Raises ValueError until the pool is full."""
+        """n entries drawn uniformly with replacement, float32 on the CPU. Raises ValueError until the pool is
+        full."""
         self._require_full()
         index = torch.randint(len(self._rows), (n,), generator=generator)
         return self._split(self._rows.index_select(0, index).float())
@@ -94,12 +104,14 @@ class Pool:
 
     @classmethod
     def load(cls, path: Path) -> Pool:
-        """A pool that `save` wrote; its rows are read when they are drawn. Raises ValueError when the file is no such pool."""
+        """A pool that `save` wrote; its rows are read when they are drawn. Raises ValueError when the file is
+        no such pool."""
         try:
             with safe_open(path, framework="np") as file:
                 rows, columns = file.get_slice("rows"), json.loads((file.metadata() or {})["shapes"])
                 capacity, dtype = rows.get_shape()[0], DTYPE_OF[rows.get_dtype()]
-            # Not file.get_tensor, which maps a private copy: the system refuses one that is larger than its memory.
+            # Not file.get_tensor, which maps a private copy: the system refuses one that is larger than its
+            # memory.
             pool = cls.in_file(path, capacity, columns, dtype)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: no pool: {error}") from None
@@ -117,14 +129,18 @@ class Pool:
             raise ValueError(f"pool rows: found {sorted(rows)}, expected {sorted(self._shapes)}")
         counts = {len(row) for row in rows.values()}
         if len(counts) != 1:
-            raise ValueError(f"pool rows: found {sorted(counts)} entries, expected the same number in every column")
+            raise ValueError(
+                f"pool rows: found {sorted(counts)} entries, expected the same number in every column"
+            )
         end = first + counts.pop()
         if end > len(self._rows):
             raise ValueError(f"pool rows: found {end} entries, expected at most {len(self._rows)}")
         targets = self._split(self._rows[first:end])
         for name, row in rows.items():
             if row.shape != targets[name].shape:
-                raise ValueError(f"pool column {name}: found {tuple(row.shape)}, expected {tuple(targets[name].shape)}")
+                raise ValueError(
+                    f"pool column {name}: found {tuple(row.shape)}, expected {tuple(targets[name].shape)}"
+                )
         for name, row in rows.items():
             targets[name].copy_(row.detach())
         return end
@@ -150,7 +166,8 @@ def width(columns: Mapping[str, tuple[int, ...]]) -> int:
 def make_file(
     path: Path, capacity: int, columns: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32
 ) -> None:
-    """An empty file for `Pool.in_file`, in the format of safetensors. Raises RunFailed when the disk is full."""
+    """An empty file for `Pool.in_file`, in the format of safetensors. Raises RunFailed when the disk is
+    full."""
     start = _start_of_file(columns, capacity, dtype)
     size = len(start) + capacity * width(columns) * dtype.itemsize
     with path.open("wb") as file:
@@ -173,7 +190,8 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def _start_of_file(columns: Mapping[str, tuple[int, ...]], capacity: int, dtype: torch.dtype) -> bytes:
-    """What a safetensors file with the one tensor `rows` begins with: a length, and that much JSON padded to eight bytes."""
+    """What a safetensors file with the one tensor `rows` begins with: a length, and that much JSON padded to
+    eight bytes."""
     size = (capacity, width(columns))
     rows = {"dtype": DTYPES[dtype][0], "shape": size, "data_offsets": (0, math.prod(size) * dtype.itemsize)}
     header = json.dumps({"__metadata__": {"shapes": json.dumps(dict(columns))}, "rows": rows}).encode()
@@ -195,9 +213,9 @@ class Placement:
 def place(nbytes: int, folder: Path, *, asked: PoolStorage, processes: int, own: int = 0) -> Placement | None:
     """Where a pool of `nbytes` bytes can be kept; None when there is room nowhere.
 
-    In memory when it takes at most 70 percent of what is available (all of it, when memory is asked for), else in a file in
-    `folder` when it takes at most 90 percent of what is free. Several processes share one file. Both give the same minibatches.
-    `own` bytes of the disk are the pool's already.
+    In memory when it takes at most 70 percent of what is available (all of it, when memory is asked for),
+    else in a file in `folder` when it takes at most 90 percent of what is free. Several processes share one
+    file. Both give the same minibatches. `own` bytes of the disk are the pool's already.
     """
     memory, disk = free(folder)
     disk += own

@@ -87,7 +87,8 @@ class Draw(torch.Generator):
     def _rows(self, kind: str, begun: int, step: int, rows: int, batch_size: int, last: str) -> Tensor:
         if not 0 < batch_size <= rows:
             raise ValueError(
-                f"rows of an epoch: found a minibatch of {batch_size}, expected 1 to {rows}, the rows there are"
+                f"rows of an epoch: found a minibatch of {batch_size}, expected 1 to {rows}, the rows there "
+                "are"
             )
         per_epoch = rows // batch_size if last == "drop" else -(-rows // batch_size)
         epoch, number = divmod(step, per_epoch)

@@ -1,4 +1,5 @@
-"""One run: an experiment with a seed, all its phases, its evaluation, and the record of where it all came from."""
+"""One run: an experiment with a seed, all its phases, its evaluation, and the record of where it all came
+from."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ RECORD, CONFIG, SPEC, TENSORS = "record.json", "config.yaml", "spec.yaml", "tens
 class Plan:
     """What is to be done for one experiment: its configuration was checked, nothing is written yet.
 
-    `shipped` is the configuration as its file has it, `config` the one with the overrides. `changes` is what each override did,
-    `departures` what of it shapes the result.
+    `shipped` is the configuration as its file has it, `config` the one with the overrides. `changes` is what
+    each override did, `departures` what of it shapes the result.
     """
 
     project: Project
@@ -67,7 +68,8 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
     known = project.experiments()
     if experiment not in known:
         raise BadInput(
-            f"{project.root / 'configs'}: found no experiment '{experiment}', expected one of: {', '.join(known)}"
+            f"{project.root / 'configs'}: found no experiment '{experiment}', expected one of: "
+            f"{', '.join(known)}"
         )
     path = known[experiment]
     shipped, _ = load(project.config_class(experiment), path)
@@ -78,7 +80,8 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
     config, changes = load(project.config_class(experiment), path, overrides)
     if config.experiment != experiment:
         raise BadInput(
-            f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be overridden"
+            f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be "
+            "overridden"
         )
     return Plan(project, experiment, shipped, config, changes, differences(shaping(shipped), shaping(config)))
 
@@ -96,14 +99,15 @@ def execute(
     resume_phase: int | None,
     gate: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Trains every phase and evaluates. Returns the run folder. An interrupted run goes on from its last saved state.
+    """Trains every phase and evaluates. Returns the run folder. An interrupted run goes on from its last
+    saved state.
 
-    The text of the project's spec.yaml, if it has one, is kept in the folder as it is now, unread. `gate` is what was fixed by it
-    before the run, by whoever read it: its entries become the record's.
+    The text of the project's spec.yaml, if it has one, is kept in the folder as it is now, unread. `gate` is
+    what was fixed by it before the run, by whoever read it: its entries become the record's.
 
-    Raises BadInput when the folder holds a run and `resume` is not set, or holds a run of another configuration, or
-    when a phase asks for what the machine does not have; then nothing was written. Raises BadInput too while another process is
-    at work in the folder.
+    Raises BadInput when the folder holds a run and `resume` is not set, or holds a run of another
+    configuration, or when a phase asks for what the machine does not have; then nothing was written. Raises
+    BadInput too while another process is at work in the folder.
     """
     folder, world = run_folder(runs, plan.experiment, seed), runtime.world
     phases = plan.project.method.phases(plan.config, runtime)
@@ -156,7 +160,13 @@ def _execute(
 
 
 def _train(
-    plan: Plan, seed: int, folder: Path, runtime: Runtime, number: int, phase: Phase[Any], results: dict[str, PhaseResult]
+    plan: Plan,
+    seed: int,
+    folder: Path,
+    runtime: Runtime,
+    number: int,
+    phase: Phase[Any],
+    results: dict[str, PhaseResult],
 ) -> None:
     """Adds a phase's result to those before it: trained, or read where it is finished."""
     results[phase.name] = run_phase(
@@ -197,7 +207,9 @@ def _evaluate(
         "prepare_s": {name: round(result.prepare_s, 2) for name, result in results.items()},
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
         "peak_host_mib": round(peak_host_bytes() / 2**20, 1),
-        "peak_device_mib": {name: round(result.peak_device_bytes / 2**20, 1) for name, result in results.items()},
+        "peak_device_mib": {
+            name: round(result.peak_device_bytes / 2**20, 1) for name, result in results.items()
+        },
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
         "curves": {name: _rounded(result.curves) for name, result in results.items()},
     }
@@ -216,11 +228,13 @@ def _rounded(curves: Mapping[str, Curve]) -> dict[str, Curve]:
 def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the record says of the specification. Keeps its text in the folder.
 
-    Without a gate nobody has read it yet: the text is all that the claims can be held against later, and that the method was
-    still a stand-in must be said here.
+    Without a gate nobody has read it yet: the text is all that the claims can be held against later, and that
+    the method was still a stand-in must be said here.
     """
     if gate is None:
-        fixed = {"method_placeholder": plan.project.method.placeholder} if plan.project.method.placeholder else {}
+        fixed = (
+            {"method_placeholder": plan.project.method.placeholder} if plan.project.method.placeholder else {}
+        )
     else:
         fixed = dict(gate)
     try:
@@ -228,12 +242,16 @@ def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> d
     except FileNotFoundError:
         return fixed
     except OSError as error:
-        raise BadInput(f"{plan.project.spec}: cannot be read ({error.strerror}), expected a file or none") from None
+        raise BadInput(
+            f"{plan.project.spec}: cannot be read ({error.strerror}), expected a file or none"
+        ) from None
     _write_bytes(folder / SPEC, text)
     return fixed | {"spec_sha256": hashlib.sha256(text).hexdigest()}
 
 
-def measure(plan: Plan, seed: int, models: Mapping[str, Networks], runtime: Runtime) -> tuple[Evaluation, float]:
+def measure(
+    plan: Plan, seed: int, models: Mapping[str, Networks], runtime: Runtime
+) -> tuple[Evaluation, float]:
     """What the method's evaluation says of finished networks, and the seconds it took. Writes nothing."""
     began = time.perf_counter()
     seed_global_generators(seed, "evaluate")
@@ -247,13 +265,17 @@ def save_tensors(path: Path, evaluation: Evaluation) -> None:
     # Clones, because safetensors refuses tensors that share memory, as a path and its last point may.
     with writing(path):
         save_file(
-            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in evaluation.tensors.items()},
+            {
+                name: tensor.clone(memory_format=torch.contiguous_format)
+                for name, tensor in evaluation.tensors.items()
+            },
             path,
         )
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Replaces a record as a whole. One key a line: it stays readable in a diff although it holds curves of hundreds of points."""
+    """Replaces a record as a whole. One key a line: it stays readable in a diff although it holds curves of
+    hundreds of points."""
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
     _write_text(path, f"{{\n{lines}\n}}\n")
 
@@ -279,8 +301,11 @@ def holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def _check_machine(folder: Path, phases: Sequence[Phase[Any]], runtime: Runtime, resume_phase: int | None) -> list[str]:
-    """What the phases that are still to run say about this machine. Raises BadInput for what it does not have."""
+def _check_machine(
+    folder: Path, phases: Sequence[Phase[Any]], runtime: Runtime, resume_phase: int | None
+) -> list[str]:
+    """What the phases that are still to run say about this machine. Raises BadInput for what it does not
+    have."""
     messages = []
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
@@ -295,7 +320,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"--runs: found {folder}, expected a folder that can be made ({error.strerror})") from None
+        raise BadInput(
+            f"--runs: found {folder}, expected a folder that can be made ({error.strerror})"
+        ) from None
 
 
 def _identity(plan: Plan, seed: int) -> dict[str, Any]:
@@ -317,7 +344,9 @@ def _phase_folder(folder: Path, number: int, phase: Phase[Any]) -> Path:
     return folder / f"{number}-{phase.name}"
 
 
-def _check_folder(plan: Plan, folder: Path, phases: Sequence[Phase[Any]], resume: bool, resume_phase: int | None) -> None:
+def _check_folder(
+    plan: Plan, folder: Path, phases: Sequence[Phase[Any]], resume: bool, resume_phase: int | None
+) -> None:
     if resume_phase is not None:
         if not 1 <= resume_phase <= len(phases):
             names = ", ".join(f"{number} {phase.name}" for number, phase in enumerate(phases, start=1))
@@ -326,20 +355,23 @@ def _check_folder(plan: Plan, folder: Path, phases: Sequence[Phase[Any]], resume
             needed = _phase_folder(folder, number, phase) / FINISHED
             if not needed.exists():
                 raise BadInput(
-                    f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} ({phase.name}) to be finished"
+                    f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} "
+                    f"({phase.name}) to be finished"
                 )
     if not holds_run(folder):
         return
     if not resume and resume_phase is None:
         raise BadInput(
-            f"{folder}: found a run, expected none; continue it with --resume or choose another folder with --runs"
+            f"{folder}: found a run, expected none; continue it with --resume or choose another folder with "
+            "--runs"
         )
     before, _ = load(plan.project.config_class(plan.experiment), folder / CONFIG)
     changed = differences(shaping(before), shaping(plan.config))
     if changed:
         raise BadInput(
             *(
-                f"{folder / CONFIG}: {change.key}: found {change.before!r}, expected {change.after!r} as configured now; repeat the options of the run, or choose another folder with --runs"
+                f"{folder / CONFIG}: {change.key}: found {change.before!r}, expected {change.after!r} as "
+                "configured now; repeat the options of the run, or choose another folder with --runs"
                 for change in changed
             )
         )
@@ -348,7 +380,9 @@ def _check_folder(plan: Plan, folder: Path, phases: Sequence[Phase[Any]], resume
 def _set_aside(folder: Path, phases: Sequence[Phase[Any]], first: int) -> None:
     """Moves what phase `first` and the later ones left behind out of the way. Nothing is deleted."""
     archive = next_archive(folder)
-    old = [_phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first]
+    old = [
+        _phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first
+    ]
     # The record goes first: as long as it is there, --resume takes the run for finished.
     old = [path for path in [folder / RECORD, folder / TENSORS, *old] if path.exists()]
     if old:
@@ -383,7 +417,8 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within this block no other process of this machine is in one for the same folder. Raises BadInput when another one is.
+    """Within this block no other process of this machine is in one for the same folder. Raises BadInput when
+    another one is.
 
     Where the system or the file system knows no such lock, none is taken.
     """
@@ -396,7 +431,8 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadInput(
-                f"{folder}: found another process at work on this run, expected none; wait until it has ended, or stop it"
+                f"{folder}: found another process at work on this run, expected none; wait until it has "
+                "ended, or stop it"
             ) from None
         except OSError:
             pass
@@ -420,7 +456,8 @@ def describe(root: Path, runtime: Runtime) -> dict[str, Any]:
 
 @functools.cache
 def _commit_of_this_process(root: Path) -> str:
-    """As it was at the first of several seeds: the code was read before, and somebody may commit while they run."""
+    """As it was at the first of several seeds: the code was read before, and somebody may commit while they
+    run."""
     return git_commit(root)
 
 
@@ -430,12 +467,14 @@ def loaded() -> frozenset[str]:
 
 
 def renewed(info: dict[str, Any], before: frozenset[str]) -> dict[str, Any]:
-    """`info` with the versions of what was imported since `before` was all that was loaded: a data set's reader, a metric."""
+    """`info` with the versions of what was imported since `before` was all that was loaded: a data set's
+    reader, a metric."""
     return info if loaded() <= before else info | {"versions": _versions()}
 
 
 def git_commit(root: Path) -> str:
-    """The commit of the code, with "+changes" when tracked files differ from it, "none" outside a repository."""
+    """The commit of the code, with "+changes" when tracked files differ from it, "none" outside a
+    repository."""
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return "none"
@@ -448,7 +487,9 @@ def _versions() -> dict[str, str]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()

@@ -77,7 +77,8 @@ class World:
         """Raises BadInput when a minibatch of the phase `name` cannot be shared out equally."""
         if rows % self.size:
             raise BadInput(
-                f"phases.{name}.batch_size: found a minibatch of {rows}, expected a multiple of the {self.size} processes"
+                f"phases.{name}.batch_size: found a minibatch of {rows}, expected a multiple of the "
+                f"{self.size} processes"
             )
 
     def share_of(self, batch: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -217,7 +218,9 @@ def find_device(name: str, world: World) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and world.size > 1:
         if name != "cuda":
-            raise BadInput(f"--device: found '{name}', expected cuda, auto or cpu with {world.size} processes")
+            raise BadInput(
+                f"--device: found '{name}', expected cuda, auto or cpu with {world.size} processes"
+            )
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     count = torch.cuda.device_count()
     devices = ["cpu", *(f"cuda:{index}" for index in range(count))]
@@ -251,7 +254,8 @@ def check_precision(precision: str, phase: str, device: torch.device) -> None:
             supported = torch.cuda.is_bf16_supported(including_emulation=False)
         if not supported:
             raise BadInput(
-                f"phases.{phase}.precision: found bf16, expected float32 or fp16 on {torch.cuda.get_device_name(device)}"
+                f"phases.{phase}.precision: found bf16, expected float32 or fp16 on "
+                f"{torch.cuda.get_device_name(device)}"
             )
 
 

@@ -20,7 +20,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from repro.errors import BadInput, RunFailed
 from repro.randomness import derive_seed
 
-EXPECTED = "what has state_dict and load_state_dict, a tensor, a torch.Generator, a number, text, or a list, tuple or dict of these"
+EXPECTED = (
+    "what has state_dict and load_state_dict, a tensor, a torch.Generator, a number, text, or a list, tuple or "
+    "dict of these"
+)
 
 
 @runtime_checkable
@@ -69,7 +72,8 @@ def parameters(state: Any) -> dict[str, nn.Parameter]:
 
 
 def move(state: Any, device: torch.device) -> None:
-    """Brings networks and tensors to the device; networks in place, so that optimisers go on holding their weights."""
+    """Brings networks and tensors to the device; networks in place, so that optimisers go on holding their
+    weights."""
     for name, value in fields_of(state).items():
         setattr(state, name, _moved(value, device))
     for _, leaf in leaves(state, "state"):
@@ -78,7 +82,8 @@ def move(state: Any, device: torch.device) -> None:
 
 
 def _is_apart(optimiser: torch.optim.Optimizer) -> bool:
-    """Whether it holds tensors elsewhere than their weights are: Adagrad makes its sums before the weights move."""
+    """Whether it holds tensors elsewhere than their weights are: Adagrad makes its sums before the weights
+    move."""
     return any(
         isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.device != weight.device
         for group in optimiser.param_groups
@@ -134,19 +139,22 @@ def check(state: Any, phase: str, shared: tuple[str, ...] = ()) -> None:
             continue
         if hasattr(leaf.step, "_wrapped_by_lr_sched") and id(leaf) not in scheduled:
             problems.append(
-                f"{name}: found a scheduler of its rates outside the state, expected it in a field of the state"
+                f"{name}: found a scheduler of its rates outside the state, expected it in a field of the "
+                "state"
             )
         for parameter in (p for group in leaf.param_groups for p in group["params"]):
             if id(parameter) not in known:
                 shape = "" if is_lazy(parameter) else f" of shape {tuple(parameter.shape)}"
                 problems.append(
-                    f"{name}: found a weight{shape} of no network in the state, expected its network in a field"
+                    f"{name}: found a weight{shape} of no network in the state, expected its network in a "
+                    "field"
                 )
                 break
             other = held.setdefault(id(parameter), name)
             if other != name and not {other.removeprefix("state."), name.removeprefix("state.")} <= {*shared}:
                 problems.append(
-                    f"{name}: found a weight that {other} holds as well, expected one optimiser for it; where the paper has "
+                    f"{name}: found a weight that {other} holds as well, expected one optimiser for it; "
+                    "where the paper has "
                     "two, name both in shared_parameters of the phase"
                 )
                 break
@@ -177,7 +185,8 @@ def require_finite(state: Any, phase: str, steps_done: int) -> None:
     if broken:
         names = ", ".join(broken[:3]) + f" and {len(broken) - 3} more" * (len(broken) > 3)
         raise RunFailed(
-            f"phase {phase}, step {steps_done}: the weights of {names} are not finite; the last saved state is kept"
+            f"phase {phase}, step {steps_done}: the weights of {names} are not finite; the last saved state "
+            "is kept"
         )
 
 
