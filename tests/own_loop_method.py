@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import PositiveInt
-
 from methods.ppo import PPO
 from methods.wgan_gp import NOISE, WGAN
+from pydantic import PositiveInt
+
 from repro.config import RunConfig, Section
 from repro.method import Evaluation, Method
 from repro.phases import Networks, Phase

@@ -407,7 +407,8 @@ def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict
         # Out of the way, or the next save would put it in the place of the sound one.
         aside = running.with_stem(running.stem + ".damaged")
         os.replace(running, aside)
-        kept = f"goes on from the state before it, step {state['steps_done']}; the damaged one is now {aside.name}"
+        step, now = state["steps_done"], aside.name
+        kept = f"goes on from the state before it, step {step}; the damaged one is now {now}"
         print(f"repro: warning: {problem}; {kept}", file=sys.stderr)
     return state
 

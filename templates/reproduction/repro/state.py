@@ -21,8 +21,8 @@ from repro.errors import BadInput, RunFailed
 from repro.randomness import derive_seed
 
 EXPECTED = (
-    "what has state_dict and load_state_dict, a tensor, a torch.Generator, a number, text, or a list, tuple or "
-    "dict of these"
+    "what has state_dict and load_state_dict, a tensor, a torch.Generator, a number, text, or a list, tuple "
+    "or dict of these"
 )
 
 
