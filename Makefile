@@ -9,9 +9,7 @@ PORT ?= 8000
 DATA_ROOT ?= data
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO_ENGINE := templates/reproduction/repro
-
-REPORT := reference_impl/reports/demo
+DEMO_REPORT := reference_impl/reports/demo
 
 # The demo trains a tenth of the paper's steps on a small pool, and a third of the steps on digits. Its report says so and gives no verdicts.
 DEMO_SETTING := --train-iters 2000 \
