@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import tomllib
@@ -43,8 +44,11 @@ def packed() -> Wheel:
     stem = f"{NAME.replace('-', '_')}-{installed.version}"
     files = _code() | {f"{stem}.dist-info/{name}": text for name, text in _metadata(installed).items()}
     record = f"{stem}.dist-info/RECORD"
-    lines = [f"{name},sha256={_digest(files[name])},{len(files[name])}" for name in sorted(files)]
-    files[record] = "\n".join([*lines, f"{record},,", ""]).encode()
+    rows = io.StringIO()
+    listed = csv.writer(rows, lineterminator="\n")
+    listed.writerows((name, f"sha256={_digest(files[name])}", len(files[name])) for name in sorted(files))
+    listed.writerow((record, "", ""))
+    files[record] = rows.getvalue().encode()
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as written:
         for name in [*sorted(files.keys() - {record}), record]:
