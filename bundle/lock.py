@@ -43,7 +43,9 @@ CPU_BUILDS = {
     },
 }
 
-WRITTEN = "# Python 3.11 to 3.14, Linux and macOS. Written by `make lock` of paper-reproduction; pip checks the hashes.\n"
+WRITTEN = (
+    "# Python 3.11 to 3.14, Linux and macOS. Written by `make lock` of paper-reproduction; pip checks the hashes.\n"
+)
 HEADS = {
     "torch-cpu": f"# torch without CUDA. {WRITTEN[2:]}",
     "torch-cuda": f"# torch as PyPI has it, and the libraries of CUDA that it needs on Linux. {WRITTEN[2:]}",
@@ -63,7 +65,10 @@ def main() -> int:
     whole = resolved([*engine, *rest, *tools])
     needed = resolved(engine)
     if not whole["torch"].startswith(f"torch=={TORCH} "):
-        print(f"lock: torch: found {whole['torch'].split()[0]}, expected {TORCH}, whose CPU builds are listed", file=sys.stderr)
+        print(
+            f"lock: torch: found {whole['torch'].split()[0]}, expected {TORCH}, whose CPU builds are listed",
+            file=sys.stderr,
+        )
         return 2
     of_cuda = {name for name in whole if OF_CUDA.fullmatch(name)}
     write("torch-cpu", [cpu_build("linux", f"=={TORCH}+cpu"), cpu_build("darwin", f"==={TORCH}")])

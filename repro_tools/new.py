@@ -106,6 +106,8 @@ def made(folder: Path, given: Mapping[str, Any], *, defaults: bool) -> Path:
 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Refused(f"{folder}: found files there, expected a folder that is new or empty")
+    if not defaults and not sys.stdin.isatty() and (open_ones := [name for name in questions() if name not in given]):
+        raise Refused(f"{open_ones[0]}: found no answer and no terminal to ask at, expected --data or --defaults")
     try:
         wheel = packed()
         with warnings.catch_warnings():
