@@ -25,7 +25,7 @@ REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper" --ch
 
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
-.PHONY: help setup demo test test-slow lint site site-zensical serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill calculator catalogue notebooks benchmark same-bits test-gpu
+.PHONY: help setup demo test test-slow lint site site-zensical serve reproduce-2d reproduce-digits reproduce-mnist-reduced tutorial skill lock calculator catalogue notebooks benchmark same-bits test-gpu
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -35,9 +35,10 @@ setup: $(READY) ## make the environment in .venv, with the exact versions of req
 $(READY): requirements.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=python3.11" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
+	@touch $(READY).begun  # as old as the beginning: a file that is edited meanwhile is newer
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $(READY)
+	@mv $(READY).begun $(READY)
 
 demo: $(READY) ## a short run of every 2-D experiment and of digits, judged and shown on the built site
 	rm -rf runs/demo $(DEMO_REPORT)
@@ -104,6 +105,11 @@ tutorial: $(READY) ## make the tutorial's project in build/forward-forward: the 
 skill: $(READY) ## the skill that is installed, checked: dist/paper-reproduction and a zip of it
 	$(BIN)/python -m bundle.build
 	$(BIN)/agentskills validate dist/paper-reproduction
+
+lock: $(READY) ## write anew what the template locks, from the versions of requirements.txt: every package with its hashes
+	"$(PYTHON)" -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	PATH="$$PWD/build/lock/bin:$$PATH" $(BIN)/python -m bundle.lock
 
 calculator: $(READY) ## ask `repro memory` anew for what the calculator of the site shows; a quarter of an hour on an idle core
 	$(BIN)/python -m benchmarks.calculator

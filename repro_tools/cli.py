@@ -18,6 +18,7 @@ from pathlib import Path
 from repro_tools.project import NoEngine, use_engine
 
 COMMANDS = {
+    "new": ("repro_tools.new", "a new project: a toy method in every place where the paper's belongs"),
     "check": ("repro_tools.check.command", "is the spec complete, sourced, and what the configurations say?"),
     "probe": ("repro_tools.probe", "call every library with the shapes of every experiment"),
     "memory": ("repro_tools.memory.command", "device memory and time of every phase, without a GPU"),
@@ -31,6 +32,8 @@ COMMANDS = {
 }
 """The module and the purpose of each command, in the order of the work."""
 
+WITHOUT_A_PROJECT = ("new",)
+
 BAD_INPUT, NO_READER = 2, 141
 """Exit codes of `repro.errors`, which is not there before the engine was found."""
 
@@ -39,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     asked = given[0] if given else None
-    if asked not in COMMANDS:
-        return _without_a_command(given)
+    if asked not in COMMANDS or asked in WITHOUT_A_PROJECT:
+        return _without_a_project(given, asked)
     try:
         use_engine(Path.cwd())
     except NoEngine as error:
@@ -64,17 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
     return carried_out(work)
 
 
-def _without_a_command(given: list[str]) -> int:
-    """Prints the help, or what is wrong, and ends the process as argparse does."""
+def _without_a_project(given: list[str], asked: str | None) -> int:
+    """Carries out a command that needs no engine. Without a command it ends the process with the help, or with what is wrong."""
     try:
         try:
-            parser(None).parse_args(given)
+            options = parser(asked).parse_args(given)
+            return options.command(options)
         finally:
             sys.stdout.flush()  # here, since at the end of the interpreter a broken pipe can no longer be caught
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO_READER
-    raise AssertionError("argparse requires a command")
 
 
 def parser(asked: str | None) -> Parser:
