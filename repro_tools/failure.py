@@ -25,7 +25,8 @@ def describe(error: BaseException) -> str:
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if _is_users(Path(frame.filename))]
-    frame = (own or list(frames) or [None])[-1]
+    told = own or frames
+    frame = told[-1] if told else None
     message = " ".join(str(error).split())
     if not message and isinstance(error, AssertionError) and frame and frame.line:
         message = frame.line

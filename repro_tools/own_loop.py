@@ -24,8 +24,10 @@ def own_loops(phases: Iterable[Phase[Any]]) -> list[str]:
     return [phase.name for phase in phases if not isinstance(phase, SingleLossPhase)]
 
 
-def require_single_loss(phases: Iterable[Phase[Any]], experiment: str) -> None:
-    """Raises NotMeasured where one of the phases has a loop of its own."""
-    found = own_loops(phases)
+def require_single_loss(phases: Iterable[Phase[Any]], experiment: str) -> list[SingleLossPhase]:
+    """The phases. Raises NotMeasured where one of them has a loop of its own."""
+    given = list(phases)
+    found = own_loops(given)
     if found:
         raise NotMeasured(*(f"{experiment}: phase {name}: not measured: own loop" for name in found))
+    return [phase for phase in given if isinstance(phase, SingleLossPhase)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
@@ -104,10 +104,11 @@ class Claim(Section):
         return [name for name in (self.metric, self.divided_by, self.minus) if name]
 
 
-ITEMS = (
+Item = Literal[
     "loss", "architecture", "optimiser", "batch size", "iterations", "preprocessing", "evaluation protocol",
     "hyper-parameters", "pseudo-code", "hardware", "training time",
-)  # fmt: skip
+]  # fmt: skip
+ITEMS: tuple[Item, ...] = get_args(Item)
 """The extraction checklist: what a reader must have looked for in the paper before any code."""
 
 
@@ -127,7 +128,7 @@ class Setting(Section):
     where: str = Field("not stated", min_length=3)
     alternatives: list[str] = []
     why: str = ""
-    item: Literal[ITEMS] | None = None
+    item: Item | None = None
     quote: Quote = None
 
 
@@ -217,6 +218,7 @@ class Spec(Section):
     @model_validator(mode="after")
     def _tolerances_ordered(self):
         used = {claim.tolerance for claim in self.claims}
+        uses: list[tuple[str, str, str | None]]
         uses = [(f"claim {claim.id} ({claim.kind})", claim.tolerance, claim.kind) for claim in self.claims]
         uses += [("no claim", name, None) for name in self.tolerances if name not in used]
         for user, name, kind in uses:
@@ -239,10 +241,13 @@ class Spec(Section):
 
 
 class Draft(Spec):
-    """A spec that is being written: whole parts may still be absent, and tolerances that claims name."""
+    """A spec that is being written: whole parts may still be absent, and tolerances that claims name.
 
-    paper: Paper | None = None
-    level: Literal["conceptual", "code", "experimental", "extension"] | None = None
+    `check_project` asks for the parts that are absent; what else it looks at reads neither `paper` nor `level`.
+    """
+
+    paper: Paper | None = None  # type: ignore[assignment]  # absent, see above
+    level: Literal["conceptual", "code", "experimental", "extension"] | None = None  # type: ignore[assignment]  # absent
     seeds: list[NonNegativeInt] = []
     tolerances: dict[str, Tolerance] = {}
     claims: list[Claim] = []
@@ -250,10 +255,11 @@ class Draft(Spec):
     deviations: list[Deviation] = []
     not_attempted: list[NotAttempted] = []
 
-    def _tolerances_known(self):
+    # A method takes the place of the validator of its name, which pydantic's stub does not know.
+    def _tolerances_known(self) -> Self:  # type: ignore[override]
         return self
 
-    def _numbers_given(self):
+    def _numbers_given(self) -> Self:  # type: ignore[override]
         return self
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NoReturn
 
 SERVER = multiprocessing.get_context("forkserver")
 # torch._dynamo is what the first optimiser imports.
@@ -19,7 +19,7 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 
 
 def start(
-    function: Callable[..., int], *arguments, output: Path, environment: Mapping[str, str] | None = None
+    function: Callable[..., int], *arguments: Any, output: Path, environment: Mapping[str, str] | None = None
 ) -> BaseProcess:
     """Calls `function` in a process of its own, in the current folder. What it returns is the exit code, what it prints
     goes to the end of `output`."""
@@ -36,10 +36,13 @@ def end(process: BaseProcess) -> int:
     if process.is_alive():
         process.kill()
         raise AssertionError(f"{process.name} hangs")
+    assert process.exitcode is not None  # it has ended
     return process.exitcode
 
 
-def run(function: Callable[..., int], *arguments, output: Path, environment: Mapping[str, str] | None = None) -> int:
+def run(
+    function: Callable[..., int], *arguments: Any, output: Path, environment: Mapping[str, str] | None = None
+) -> int:
     """The exit code of `function` in a process of its own."""
     return end(start(function, *arguments, output=output, environment=environment))
 
@@ -47,7 +50,7 @@ def run(function: Callable[..., int], *arguments, output: Path, environment: Map
 class Command:
     """In place of subprocess.Popen for `python -m repro ...`: a process that need not import everything first."""
 
-    def __init__(self, command: list[str], stdout: IO, stderr: IO, env: Mapping[str, str]):
+    def __init__(self, command: list[str], stdout: IO[Any], stderr: IO[Any], env: Mapping[str, str]):
         assert command[:3] == [sys.executable, "-m", "repro_tools"] and stdout is stderr
         self.process = start(_command, command[3:], output=Path(stdout.name), environment=env)
 
@@ -59,7 +62,7 @@ class Command:
 
 
 def run_ranks(
-    functions: list[Callable[..., int]], *arguments, output: Path, environment: Mapping[str, str] | None = None
+    functions: list[Callable[..., int]], *arguments: Any, output: Path, environment: Mapping[str, str] | None = None
 ) -> list[int]:
     """The exit codes of the processes of one run, one for each function, in the environment that torchrun makes.
 
@@ -78,7 +81,8 @@ def run_ranks(
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def _command(arguments: list[str]) -> int:
@@ -88,7 +92,9 @@ def _command(arguments: list[str]) -> int:
     return cli.main()
 
 
-def _child(function: Callable[..., int], arguments: tuple, output: str, environment: dict[str, str], folder: str):
+def _child(
+    function: Callable[..., int], arguments: tuple[Any, ...], output: str, environment: dict[str, str], folder: str
+) -> NoReturn:
     import torch
 
     torch.set_num_threads(1)

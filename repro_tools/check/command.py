@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from repro.__main__ import add_json, add_runs
 from repro.config import Section, flatten, read_yaml, validate
@@ -49,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
+    project: Files
+    no_method: list[Finding] = []
     try:
-        project, no_method = find_project(Path.cwd()), []
+        project = find_project(Path.cwd())
     except NoMethod as error:
         expected = "a method; until then the configurations are not held against its types"
         project, no_method = error.files, [Finding(MISSING, "method", error.found, expected)]
@@ -150,6 +152,12 @@ def _stand_ins(project: Files) -> Iterator[Finding]:
         yield Finding(PLACEHOLDER, "method", project.method.placeholder, "the paper's, and Method.placeholder left out")
 
 
+@overload
+def _read(model: type[Draft], path: Path, name: str) -> tuple[Draft | None, list[Finding]]: ...
+@overload
+def _read(
+    model: type[AnySection] | None, path: Path, name: str
+) -> tuple[AnySection | dict[str, Any] | None, list[Finding]]: ...
 def _read(model: type[AnySection] | None, path: Path, name: str) -> tuple[AnySection | dict | None, list[Finding]]:
     """A file as `model`, or as it is without one, and a finding per placeholder and empty text.
 

@@ -11,7 +11,7 @@ from typing import Any
 from repro_tools.check.findings import CONTRADICTED, MISSING, UNSOURCED, Finding, grouped, some
 from repro_tools.check.paper import pages_named
 from repro_tools.placeholders import holds_placeholder
-from repro_tools.spec import ITEMS, Draft, Spec, settings_of
+from repro_tools.spec import ITEMS, Draft, Setting, Spec, settings_of
 
 PARTS = {
     "paper": "title, authors, and arxiv with its version, or url",
@@ -173,7 +173,8 @@ def contradicted(spec: Spec, experiments: list[str], leaves: Mapping[str, Mappin
 
 def _disagreements(spec: Spec, leaves: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Finding]]:
     for experiment, values in leaves.items():
-        path, saying = f"configs/{experiment}.yaml", {}
+        path = f"configs/{experiment}.yaml"
+        saying: dict[str, list[Setting]] = {}
         for setting, own in settings_of(spec, experiment, values):
             if not own:
                 place = f"spec.yaml: setting '{setting.name}': key"

@@ -26,11 +26,11 @@ class Finding:
 
 def grouped(items: Iterable[tuple[str, Finding]]) -> Iterator[Finding]:
     """Findings, each with its experiment; those that differ in nothing else become one that names all experiments."""
-    groups: dict[tuple, list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for experiment, finding in items:
         path = f"configs/{experiment}.yaml"
-        parts = (finding.kind, *(part.replace(path, "\0") for part in (finding.place, finding.found, finding.expected)))
-        groups.setdefault(parts, []).append(experiment)
+        same = (finding.kind, *(part.replace(path, "\0") for part in (finding.place, finding.found, finding.expected)))
+        groups.setdefault(same, []).append(experiment)
     for (kind, *parts), experiments in groups.items():
         first = f"configs/{experiments[0]}.yaml"
         place, found, expected = (part.replace("\0", first) for part in parts)

@@ -39,8 +39,8 @@ _ORDINALS = [
     "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
     "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth", "twentieth",
 ]  # fmt: skip
-_MULTIPLES = {"half": "0.5", "once": 1, "twice": 2, "double": 2, "doubled": 2}
-_RANKS = {**{word: value for value, word in enumerate(_ORDINALS, start=1)}, **_MULTIPLES}
+_MULTIPLES: dict[str, int | str] = {"half": "0.5", "once": 1, "twice": 2, "double": 2, "doubled": 2}
+_RANKS: dict[str, int | str] = {**{word: value for value, word in enumerate(_ORDINALS, start=1)}, **_MULTIPLES}
 
 
 def _any(words: Iterable[str]) -> str:

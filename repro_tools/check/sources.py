@@ -108,7 +108,8 @@ def not_found(spec: Spec, paper: Paper) -> Iterator[Finding]:
 
 def searched(spec: Spec, paper: Paper) -> str:
     """How many settings, claims and other quotes were found whole on the pages they name."""
-    found, asked = Counter(), Counter()
+    found: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
     for source in _sources(spec):
         if source.quotes:
             held = all(_known(source, paper) & set(paper.holding(quote)) for quote in source.quotes)
@@ -199,7 +200,9 @@ def _says_quotient(place: str, said: Sequence[Readings], reported: float) -> Ite
         expected = f"what divides to {reported:g}: each of the two between ** and **"
         yield Finding(UNSOURCED, f"{place}: quote", _count(said), expected)
         return
-    decimals = max(-exact(reported).as_tuple().exponent, LEAST_DECIMALS)
+    exponent = exact(reported).as_tuple().exponent
+    assert isinstance(exponent, int)  # that of a finite number is
+    decimals = max(-exponent, LEAST_DECIMALS)
     half = Decimal(5).scaleb(-decimals - 1)
     if not any(below and abs(above / below - exact(reported)) <= half for above in said[0] for below in said[1]):
         found = f"{reported:g}, but its quote says {readings_in_words(said[0])} / {readings_in_words(said[1])}"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from repro.phases import SingleLossPhase
-from repro.randomness import generator, seed_global_generators
+from repro.randomness import Draw, Orders, seed_global_generators
 from repro.runtime import Runtime
 from repro.update import Update
-from repro_tools.diagnose.instruments import Unfit, outputs_replaced
+from repro_tools.diagnose.instruments import Unfit, outputs_recorded
 
 Batch = Mapping[str, Tensor]
 
@@ -23,6 +23,7 @@ class Bench:
 
     def __init__(self, phase: SingleLossPhase, seed: int, device: torch.device):
         self.phase, self.seed, self.device = phase, seed, device
+        self._orders: Orders = {}
 
     def model(self) -> nn.Module:
         seed_global_generators(self.seed, self.phase.stream, "initialise")
@@ -56,10 +57,12 @@ class Bench:
         update.step(optimiser, clip=self.phase.options.clip_norm)
         update.end([])
 
-    def minibatch(self, step: int, *draw: str | int) -> dict[str, Tensor]:
+    def minibatch(self, step: int, *draw: str | int, rows_of: int | None = None) -> dict[str, Tensor]:
+        """That of a step, by the draw that is named. `rows_of`: the step whose rows of an epoch it takes, if another."""
         seed_global_generators(self.seed, self.phase.stream, *draw, step)
-        drawn = self.phase.minibatch(step, generator(self.seed, self.phase.stream, *draw, step))
-        return {name: column.to(self.device) for name, column in drawn.items()}
+        rows_of = step if rows_of is None else rows_of
+        given = Draw(self.seed, self.phase.stream, *draw, step, step=rows_of, round_step=rows_of, orders=self._orders)
+        return {name: column.to(self.device) for name, column in self.phase.minibatch(step, given).items()}
 
     def loss(self, model: nn.Module, batch: Batch, *draw: str | int) -> Tensor:
         seed_global_generators(self.seed, self.phase.stream, *(draw or ("diagnosis",)))
@@ -88,8 +91,7 @@ def constants(bench: Bench, model: nn.Module, batches: Sequence[Batch]) -> tuple
     The second is the variance of the targets for a mean squared error, and the entropy of the labels for a cross-entropy. It is
     found by L-BFGS from the fresh network's mean output, so that no knowledge of the loss is needed.
     """
-    outputs = []
-    with torch.no_grad(), outputs_replaced(model, lambda out: outputs.append(out) or out):
+    with torch.no_grad(), outputs_recorded(model) as outputs:
         for batch in batches:
             bench.loss(model, batch)
     if not outputs or len({out.shape[1:] for out in outputs}) != 1 or outputs[0].ndim == 0:

@@ -22,7 +22,7 @@ from repro.checkpoint import load as load_state
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.loop import FINISHED, load_networks
 from repro.method import find_project
-from repro.phases import Networks, Phase
+from repro.phases import Networks, Phase, SingleLossPhase
 from repro.run import Plan
 from repro.runtime import Runtime, World, check_precision, deterministic, find_device
 from repro_tools.diagnose.bench import Bench
@@ -92,8 +92,7 @@ def command(options: argparse.Namespace) -> int:
     device = find_device(options.device, World())
     runtime = Runtime(device, options.data_root, stand_in_data=options.stand_in)
     phases = list(planned.project.method.phases(planned.config, runtime))
-    chosen = _chosen(phases, options.phase)
-    require_single_loss(chosen, planned.experiment)
+    chosen = require_single_loss(_chosen(phases, options.phase), planned.experiment)
     run = options.runs / planned.experiment / f"seed-{options.seed}" if options.runs else None
     if run is not None and not run.parent.is_dir():
         raise BadInput(f"--runs: found no folder {run.parent}, expected the runs of {planned.experiment}")
@@ -116,15 +115,15 @@ def command(options: argparse.Namespace) -> int:
 
 def open_phase(
     experiment: str, phase: str, seed: int = 0, overrides: Sequence[str] = ()
-) -> tuple[Phase, nn.Module, dict[str, Tensor]]:
+) -> tuple[SingleLossPhase, nn.Module, dict[str, Tensor]]:
     """A prepared phase, its fresh network and its first minibatch, on the CPU: for a look by hand.
 
-    The network comes as it is measured: in train mode, its dropout at rest.
+    The network comes as it is measured: in train mode, its dropout at rest. Raises NotMeasured for a phase with a loop of its own.
     """
     planned = checked_plan(find_project(Path.cwd()), experiment, list(overrides))
     device = torch.device("cpu")
     phases = list(planned.project.method.phases(planned.config, Runtime(device)))
-    one = _chosen(phases, phase)[0]
+    (one,) = require_single_loss(_chosen(phases, phase)[:1], planned.experiment)
     networks = _Networks(phases, seed, device, STEPS, None)
     with tempfile.TemporaryDirectory() as scratch:
         one.prepare(seed, Path(scratch), networks.before(one))
@@ -161,11 +160,11 @@ class _Networks:
         if phase.name not in self._ready:
             found = self._finished(phase)
             if found is None:
-                require_single_loss([phase], f"{phase.name}: found no finished run of it")
+                (one,) = require_single_loss([phase], f"{phase.name}: found no finished run of it")
                 with tempfile.TemporaryDirectory() as scratch:
-                    phase.prepare(self._seed, Path(scratch), self.before(phase))
-                    found = Networks({"model": train(phase, self._seed, self._device, self._steps)})
-                    phase.release()
+                    one.prepare(self._seed, Path(scratch), self.before(one))
+                    found = Networks({"model": train(one, self._seed, self._device, self._steps)})
+                    one.release()
             else:
                 trained = f"{phase.name}: of the run in {self._run}"
             self.keep(phase, found)
@@ -201,7 +200,7 @@ class _Lazy(Mapping):
         return len(self._phases)
 
 
-def _diagnose(phase: Phase, planned: Plan, options: argparse.Namespace, networks: _Networks) -> Diagnosis:
+def _diagnose(phase: SingleLossPhase, planned: Plan, options: argparse.Namespace, networks: _Networks) -> Diagnosis:
     check_precision(phase.precision, phase.name, networks._device)
     with tempfile.TemporaryDirectory() as scratch:
         for line in phase.check(Path(scratch)):

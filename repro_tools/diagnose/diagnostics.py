@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import BadInput, RunFailed
-from repro.phases import Phase
+from repro.phases import SingleLossPhase
 from repro.randomness import generator, seed_global_generators
 from repro.runtime import arithmetic
 from repro_tools.diagnose.bench import Batch, Bench, constants, without_dropout
@@ -27,6 +27,7 @@ from repro_tools.diagnose.instruments import (
     Unfit,
     call,
     calls_recorded,
+    outputs_recorded,
     outputs_replaced,
     tensors_of,
 )
@@ -38,7 +39,7 @@ HELD_ROWS = 1024
 ROW_TEST = 7
 
 
-def measure(phase: Phase, seed: int, device: torch.device, steps: int) -> tuple[Measured, nn.Module]:
+def measure(phase: SingleLossPhase, seed: int, device: torch.device, steps: int) -> tuple[Measured, nn.Module]:
     """Measures a prepared phase with `steps` steps each of fitting, training and training on shuffled pairs.
 
     Returns the measurements and the network that was trained.
@@ -49,7 +50,7 @@ def measure(phase: Phase, seed: int, device: torch.device, steps: int) -> tuple[
     return Measured(**found), model
 
 
-def train(phase: Phase, seed: int, device: torch.device, steps: int) -> nn.Module:
+def train(phase: SingleLossPhase, seed: int, device: torch.device, steps: int) -> nn.Module:
     """A prepared phase's network after some steps of its training."""
     bench = Bench(phase, seed, device)
     model = bench.model()
@@ -64,7 +65,8 @@ def _measure(bench: Bench, steps: int) -> tuple[dict, nn.Module]:
     try:
         first, second = bench.minibatch(0, "draws"), bench.minibatch(1, "draws")
         rows = len(next(iter(first.values())))
-        held = [bench.minibatch(0, "held", k) for k in range(min(32, max(4, math.ceil(HELD_ROWS / rows))))]
+        numbers = range(min(32, max(4, math.ceil(HELD_ROWS / rows))))
+        held = [bench.minibatch(0, "held", k, rows_of=bench.phase.steps + k) for k in numbers]
     except BadInput:
         raise
     except Exception as error:  # whatever a method's code may raise is the finding
@@ -221,8 +223,7 @@ def row_test(bench: Bench, model: nn.Module, batch: Batch) -> Rows:
     model.eval()
     try:
         with torch.no_grad():
-            out: list[Tensor] = []
-            with outputs_replaced(model, lambda o: out.append(o) or o):
+            with outputs_recorded(model) as out:
                 bench.loss(model, some)
             scale = float(out[0].float().square().mean().sqrt()) or 1.0
             with Pairings(count) as tables:
@@ -261,8 +262,6 @@ def use_of_arguments(bench: Bench, model: nn.Module, batch: Batch) -> tuple[tupl
         with torch.no_grad():
             seed_global_generators(0)
             out = call(model, arguments)
-            if not isinstance(out, Tensor):
-                raise Unfit(f"the network gives a {type(out).__name__}, not a tensor")
 
             def changed(new: Mapping[str, Tensor]) -> float:
                 seed_global_generators(0)
@@ -318,7 +317,7 @@ def by_time(bench: Bench, model: nn.Module, held: Sequence[Batch]) -> tuple[tupl
         return ()
     bins = (t * BINS).long().clamp(0, BINS - 1)
     size = len(times)
-    losses = []
+    losses: list[tuple[float, float | None] | None] = []
     for number in range(BINS):
         index = (bins == number).nonzero().flatten()
         parts = [{name: tensor[part] for name, tensor in joined.items()} for part in index.split(size)]

@@ -66,10 +66,12 @@ def notes(m: Measured) -> list[str]:
     if m.constant is not None and m.zero and 0 <= m.constant <= 1e-3 * m.zero:
         lines.append("a constant output fits the targets: whether the network uses its input cannot be asked here")
     gain = training.gain_of(m)
-    if gain is not None and gain < training.LEARNED_SHARE and m.learning.true > training.REACHED_CONSTANT * m.constant:
-        lines.append(
-            f"{m.learning.steps} steps are too few to tell whether the input is used: the loss has not come down to the best constant's; --steps {4 * m.learning.steps}"
-        )
+    if gain is not None and gain < training.LEARNED_SHARE:
+        assert m.learning is not None and m.constant is not None  # else there is no gain
+        if m.learning.true > training.REACHED_CONSTANT * m.constant:
+            lines.append(
+                f"{m.learning.steps} steps are too few to tell whether the input is used: the loss has not come down to the best constant's; --steps {4 * m.learning.steps}"
+            )
     if m.fit is not None and m.fit.steps < training.FEWEST_STEPS and not m.fit.fitted():
         lines.append(
             f"{m.fit.steps} steps are too few to tell whether a few rows can be fitted; --steps {training.FEWEST_STEPS} or more"

@@ -10,10 +10,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 
 ELEMENTWISE = {
     "add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "mul", "__mul__", "__rmul__", "div", "__truediv__",
@@ -38,9 +40,7 @@ def outputs_replaced(model: nn.Module, change: Callable[[Tensor], Tensor]) -> It
     """Within this block calling `model` gives `change(output)`. Raises Unfit, at the call, for an output that is no tensor."""
 
     def hook(module: nn.Module, inputs: tuple, output: object) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise Unfit(f"the network gives a {type(output).__name__}, not a tensor")
-        return change(output)
+        return change(_tensor(output))
 
     handle = model.register_forward_hook(hook)
     try:
@@ -49,15 +49,34 @@ def outputs_replaced(model: nn.Module, change: Callable[[Tensor], Tensor]) -> It
         handle.remove()
 
 
+@contextmanager
+def outputs_recorded(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The outputs of the calls of `model` within this block, in their order. Raises Unfit, at the call, for one that is no tensor."""
+    outputs: list[Tensor] = []
+
+    def record(output: Tensor) -> Tensor:
+        outputs.append(output)
+        return output
+
+    with outputs_replaced(model, record):
+        yield outputs
+
+
 class Unfit(Exception):
     """A measurement that does not apply to this phase, and why."""
+
+
+def _tensor(output: object) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise Unfit(f"the network gives a {type(output).__name__}, not a tensor")
+    return output
 
 
 @dataclass
 class Calls:
     """What a network was called with: the arguments by name, of each call."""
 
-    arguments: list[dict[str, object]] = field(default_factory=list)
+    arguments: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
@@ -74,10 +93,11 @@ def calls_recorded(model: nn.Module) -> Iterator[Calls]:
         handle.remove()
 
 
-def call(model: nn.Module, arguments: Mapping[str, object]) -> object:
-    """Calls `model` as it was called when `arguments` were recorded."""
+def call(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    """Calls `model` as it was called when `arguments` were recorded. Raises Unfit for an output that is no tensor."""
     parameters = inspect.signature(model.forward).parameters
-    positional, named = [], {}
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
     for name, value in arguments.items():
         kind = parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
@@ -88,7 +108,7 @@ def call(model: nn.Module, arguments: Mapping[str, object]) -> object:
             named[name] = value
         else:
             positional.append(value)
-    return model(*positional, **named)
+    return _tensor(model(*positional, **named))
 
 
 class Pairings(TorchFunctionMode):
@@ -99,7 +119,8 @@ class Pairings(TorchFunctionMode):
 
     def __init__(self, rows: int):
         super().__init__()
-        self._rows, self.found = rows, []
+        self._rows = rows
+        self.found: list[str] = []
 
     def __torch_function__(self, function, types, arguments=(), named=None):
         result = function(*arguments, **(named or {}))
@@ -130,7 +151,10 @@ class Activations(TorchDispatchMode):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self._model, self._places, self._handles, self.found = model, [], [], []
+        self._model = model
+        self._places: list[str] = []
+        self._handles: list[RemovableHandle] = []
+        self.found: list[Flatness] = []
 
     def __enter__(self):
         for name, module in self._model.named_modules():

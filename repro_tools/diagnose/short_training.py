@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from repro.randomness import generator
 from repro.runtime import progress
 from repro_tools.diagnose.bench import Batch, Bench, constants
-from repro_tools.diagnose.instruments import Unfit, outputs_replaced
+from repro_tools.diagnose.instruments import Unfit, outputs_recorded, outputs_replaced
 from repro_tools.diagnose.measured import FASTER, Fit, Learning, Parameters
 
 FACTORS = (0.01, 0.1, 10.0, 100.0)
@@ -32,8 +32,7 @@ def faster(bench: Bench, held: Sequence[Batch], steps: int) -> float:
 def fit(bench: Bench, batch: Batch, steps: int, at_other_rates: bool = False) -> Fit:
     """Fits a few fixed rows, at other learning rates too when asked, or where the configured one does not do it."""
     model = bench.model()
-    outputs: list[Tensor] = []
-    with torch.no_grad(), outputs_replaced(model, lambda out: outputs.append(out) or out):
+    with torch.no_grad(), outputs_recorded(model) as outputs:
         bench.loss(model, batch)
     numbers = outputs[0][0].numel() if outputs and outputs[0].ndim else 1
     able = sum(p.numel() for p in model.parameters() if p.requires_grad) // (2 * numbers)

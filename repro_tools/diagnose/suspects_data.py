@@ -26,6 +26,7 @@ def raised(m: Measured, place: Place) -> Finding:
             Hypothesis("a column that has no row per example, such as one time for all", "it has one row, or the paper says so", "folklore"),
             test,
         )  # fmt: skip
+    assert m.raised is not None  # else nothing would call this
     return Finding(
         "loss-raises",
         "the first minibatch or its loss raises an error",

@@ -8,7 +8,7 @@ from statistics import median
 
 from repro_tools.diagnose.explanation import Evidence, Finding, Hypothesis, Place, some
 from repro_tools.diagnose.instruments import Flatness
-from repro_tools.diagnose.measured import FASTER, Measured
+from repro_tools.diagnose.measured import FASTER, Fit, Measured
 from repro_tools.diagnose.suspects_data import bad_gradients
 
 # How far sound phases go, and so where a finding begins: benchmarks/results/diagnose.json.
@@ -83,8 +83,8 @@ def spread(m: Measured, place: Place) -> Iterator[Finding]:
     pulls = {name: pull for name, pull in (m.parameters.pulls if m.parameters else {}).items() if 0 < pull < math.inf}
     if not pulls:
         return
-    most = max(pulls, key=pulls.get)
-    lost = sorted((name for name in pulls if pulls[name] * 10**LOST_DECADES < pulls[most]), key=pulls.get)
+    most = max(pulls, key=pulls.__getitem__)
+    lost = sorted((name for name in pulls if pulls[name] * 10**LOST_DECADES < pulls[most]), key=pulls.__getitem__)
     if not lost:
         return
     least = lost[0]
@@ -105,7 +105,7 @@ def spread(m: Measured, place: Place) -> Iterator[Finding]:
 
 def inputs(m: Measured, place: Place) -> Iterator[Finding]:
     for column in m.arguments:
-        if column.constant and m.batch_rows > 1 and math.prod(column.shape):
+        if column.constant and m.batch_rows > 1 and math.prod(column.shape) > 0:
             yield _unused(column.name, "it is the same in every row of every minibatch", place)
     for name in m.ignored:
         yield _unused(name, "giving a row the value of another row changes no output", place)
@@ -140,11 +140,17 @@ def affine(m: Measured, place: Place) -> Iterator[Finding]:
 def rate(m: Measured, place: Place) -> Iterator[Finding]:
     fit, learning = m.fit, m.learning
     broken = m.bad_rows is not None or any(bad_gradients(m, place))
-    if fit is None or learning is None or broken or (fit.steps < FEWEST_STEPS and learning.broke_at is None):
+    if (
+        fit is None
+        or learning is None
+        or m.initial is None
+        or broken
+        or (fit.steps < FEWEST_STEPS and learning.broke_at is None)
+    ):
         return
     worse = learning.worse_than(m.initial, m.constant)
     slower = any(fit.fitted(factor) for factor in fit.losses if factor < 1)
-    told = fit_in_words(m)
+    told = fit_in_words(fit)
     if worse:
         told = f"training ends at {learning.true:.3g} from {m.initial:.3g}; " + told
         if learning.broke_at is not None:
@@ -183,7 +189,7 @@ def not_fitted(m: Measured, place: Place) -> Iterator[Finding]:
     yield Finding(
         "not-fitted",
         "a few rows cannot be fitted at any learning rate",
-        fit_in_words(m),
+        fit_in_words(fit),
         Hypothesis("gradient, network or loss is broken: see the findings above", "gone once those are mended", "measured"),
         Hypothesis("the same input occurs with two targets", "repeated rows, or a network without time", "folklore"),
         Hypothesis("the network is too small for these rows, or the steps too few", "fits with ten times the steps", "folklore"),
@@ -191,17 +197,16 @@ def not_fitted(m: Measured, place: Place) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def fit_in_words(m: Measured) -> str:
+def fit_in_words(fit: Fit) -> str:
     rates = (
-        f"{loss:.3g}" + ("" if factor == 1 else f" at {factor:g} x the rate") for factor, loss in m.fit.losses.items()
+        f"{loss:.3g}" + ("" if factor == 1 else f" at {factor:g} x the rate") for factor, loss in fit.losses.items()
     )
-    return (
-        f"{m.fit.rows} fixed row{'s' * (m.fit.rows > 1)}, {m.fit.steps} steps: from {m.fit.begun:.3g} to "
-        + ", ".join(rates)
-    )
+    return f"{fit.rows} fixed row{'s' * (fit.rows > 1)}, {fit.steps} steps: from {fit.begun:.3g} to " + ", ".join(rates)
 
 
 def initial(m: Measured, place: Place) -> Iterator[Finding]:
+    if m.initial is None:
+        return
     if m.expected:
         ratio = m.initial / m.expected
         if 1 / INITIAL_OFF_THEORY < ratio < INITIAL_OFF_THEORY:
@@ -227,6 +232,7 @@ def relation(m: Measured, place: Place) -> Iterator[Finding]:
     gain = gain_of(m)
     if gain is None or gain >= LEARNED_SHARE or m.fit is None or not min(m.fit.losses.values()) < PARTLY * m.fit.begun:
         return
+    assert m.learning is not None and m.constant is not None  # else there is no gain
     if m.learning.true > REACHED_CONSTANT * m.constant:
         return
     yield Finding(
@@ -271,7 +277,8 @@ def still(m: Measured, place: Place) -> Iterator[Finding]:
 
 
 def by_time(m: Measured, place: Place) -> Iterator[Finding]:
-    bins = [(number, *pair) for number, pair in enumerate(m.times) if pair is not None and pair[1] is not None]
+    seen = [(number, *pair) for number, pair in enumerate(m.times) if pair is not None]
+    bins = [(number, loss, constant) for number, loss, constant in seen if constant is not None]
     if len(bins) < 3:
         return
     middle = median(loss for _, loss, _ in bins)

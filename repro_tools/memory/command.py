@@ -154,7 +154,7 @@ def _shown(footprint: Footprint) -> list[Part]:
 def _legend(found: Sequence[Estimate], processes: int) -> str:
     footprints = [(one, one.largest) for estimate in found for one in estimate.footprints]
     shared = f", in each of {processes} processes" if processes > 1 else ""
-    largest = max(footprints, key=lambda pair: needed(*pair, processes))
+    largest = max(footprints, key=lambda pair: needed(pair[0], pair[1], processes))
     lines = [
         _wrapped(
             f"An estimate: nothing of it was measured on a GPU. rows: of the minibatch{shared}. rest: activations, temporaries and the "

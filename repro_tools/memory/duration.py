@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.method import Method
-from repro.phases import Phase
+from repro.phases import Networks, Phase
 from repro.runtime import Runtime, machine
 from repro_tools.memory.cost import Cost, step_cost
 from repro_tools.memory.devices import Device, find
@@ -96,7 +96,7 @@ def cost_of_phase(phase: Phase, before: Sequence[Phase], config: RunConfig, *, o
 class _OnACPU(Rehearsal):
     """The step as PyTorch does it on a CPU."""
 
-    def __init__(self, phase: Phase, earlier: Mapping[str, nn.Module]):
+    def __init__(self, phase: Phase, earlier: Mapping[str, Networks]):
         super().__init__(phase, earlier)
         for group in self.optimiser.param_groups:
             group["foreach"] = None
@@ -195,7 +195,8 @@ def time_of(
     ]
     own = [one for one in measured if (one.experiment, one.phase) == (experiment, found.name)]
     passed_over = tuple((one, reason) for one in own if (reason := _why_not(one, found, device)))
-    fitting, used = [one for one in own if not _why_not(one, found, device)], ()
+    fitting = [one for one in own if not _why_not(one, found, device)]
+    used: tuple[Measured, ...] = ()
     if fitting and parts and parts[0].name == "step":
         once, basis, used = _carried(fitting, found, device, parts[0].once)
         parts[0] = PartTime("step", parts[0].times, once, basis)
@@ -204,7 +205,8 @@ def time_of(
 
 def sessions(hours: Range, session_hours: float) -> tuple[int, int, int]:
     """How many sessions the hours take: at least, likely, at most."""
-    return tuple(max(1, math.ceil(one / session_hours)) for one in (hours.low, hours.likely, hours.high))
+    low, likely, high = (max(1, math.ceil(one / session_hours)) for one in (hours.low, hours.likely, hours.high))
+    return low, likely, high
 
 
 def warnings_of(times: PhaseTime, session_hours: float | None) -> list[str]:

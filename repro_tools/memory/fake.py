@@ -85,7 +85,7 @@ def recurrent_layers_apart() -> Iterator[None]:
     As one operation they keep these in a buffer whose size a fake tensor does not have; that of cuDNN was not compared.
     """
     enabled = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a property; torch tells mypy of its descriptor
     try:
         yield
     finally:

@@ -225,12 +225,12 @@ def _one_device(times: Times, device: Device, told: Collection[str]) -> str:
 
 def _rows_of(phase: PhaseTime, per_hour: float) -> Iterator[list[str]]:
     in_all = _amount(phase.hours * per_hour)
-    first, *others = phase.parts if phase.parts and phase.parts[0].name == "step" else (None, *phase.parts)
-    if first is None:
+    step = phase.parts[0] if phase.parts and phase.parts[0].name == "step" else None
+    if step is None:
         yield [f"  {phase.name}", "", "", in_all, ""]
     else:
-        yield [f"  {phase.name}", f"{first.times:,}", _text(first.once * 1e3), in_all, first.basis]
-    for part in others:
+        yield [f"  {phase.name}", f"{step.times:,}", _text(step.once * 1e3), in_all, step.basis]
+    for part in phase.parts[0 if step is None else 1 :]:
         own = _amount(part.seconds * (per_hour / 3600))
         yield [f"    of it {part.name}", f"{part.times:,}", _text(part.once * 1e3), own, ""]
 
@@ -253,7 +253,8 @@ def _sums(times: Times, device: Device, found: Sequence[ExperimentTime]) -> Iter
 
 def _total(found: Sequence[ExperimentTime]) -> Range | None:
     """None where a phase of an experiment has no time."""
-    return None if any(one.missing for one in found) else sum((one.in_all for one in found), NOTHING)
+    hours = [one.in_all for one in found if one.in_all is not None]
+    return sum(hours, NOTHING) if len(hours) == len(found) else None
 
 
 def _without_time(found: Sequence[ExperimentTime]) -> str:
@@ -326,7 +327,9 @@ def _folder(source: Path) -> Path:
 
 
 def _all_devices(times: Times, told: Collection[str]) -> str:
-    rows, everything, notes = [], [], {}
+    rows: list[list[str]] = []
+    everything: list[ExperimentTime] = []
+    notes: dict[str, None] = {}
     for device in times.devices:
         found = times.on(device)
         everything += found

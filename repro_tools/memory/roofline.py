@@ -162,4 +162,5 @@ def speeds_of(device: Device) -> Speeds:
         call_s, view_s, kernel_s = (getattr(one, case) for one in (CALL_S, VIEW_S, KERNEL_S))
         return Rates(flops_s, bytes_s, call_s, view_s, kernel_s, overlaps=True)
 
-    return Speeds(device.name, *map(rates, CASES), source=f"{device.source}; shares of the peaks assumed")
+    low, likely, high = map(rates, CASES)
+    return Speeds(device.name, low, likely, high, f"{device.source}; shares of the peaks assumed")

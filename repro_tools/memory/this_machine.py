@@ -11,8 +11,9 @@ import math
 import time
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ CACHE = 2**24
 Call = Callable[[], object]
 Key = tuple[str, bool, bool]
 """A kind of product: its name, whether it is narrow (`repro_tools.memory.cost.NARROW`), whether its factors have 16 bits."""
+Kind = TypeVar("Kind", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def combine(rounds: Sequence[Measured]) -> Measured:
     )
 
 
-def _best(rounds: Sequence[Mapping[object, Curve]]) -> dict:
+def _best(rounds: Sequence[Mapping[Kind, Curve]]) -> dict[Kind, Curve]:
     """Of each point of each curve the fastest."""
     return {
         key: Curve(curve.sizes, [max(speeds) for speeds in zip(*(one[key].speeds for one in rounds), strict=True)])

@@ -172,7 +172,9 @@ def _opened(archive: Path) -> Iterator[tuple[dict[str, Any], Callable[[str], IO[
             def contents(name: str) -> IO[bytes]:
                 if not members[name].isreg():  # a link would be followed, out of the archive
                     raise Unsound(f"{name}: found no regular file")
-                return tar.extractfile(members[name])
+                file = tar.extractfile(members[name])
+                assert file is not None  # a regular file has contents
+                return file
 
             with contents(MANIFEST) as file:
                 yield _manifest(file.read(LARGEST_MANIFEST)), contents

@@ -180,7 +180,7 @@ def _plan_table(session: Session) -> str:
         "" if low == high else f" ({in_words(low)} to {in_words(high)} if the estimates err)"
     )
     text = f"{count(session.parts[-1].session, 'session')} of {in_hours(session.hours)}, {about}"
-    if session.weeks:
+    if session.weeks and session.platform.weekly_hours is not None:
         text += f", {count(session.weeks, 'week')} of {in_hours(session.platform.weekly_hours)}"
     rows = "\n".join(_rows(session.parts))
     return f"{text}. A plan, not a promise.\n\n| session | seed | phase | steps | time |\n|---|---|---|---|---|\n{rows}"

@@ -72,7 +72,7 @@ def install_missing(requirements: Sequence[str]) -> None:
         return
     constraints = Path("constraints.txt").absolute()
     constraints.write_text("".join(f"{name}=={version}\n" for name in KEPT if (version := _version(name))))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints, *missing]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints, *missing]
     if do(pip, Path.cwd()):
         raise SystemExit("repro: pip failed; is the internet on?")
 
@@ -200,6 +200,7 @@ def _start(command: Sequence[str | Path], folder: Path, paths: Sequence[Path]) -
 
 
 def _finish(process: subprocess.Popen) -> int:
+    assert process.stdout is not None  # `_start` asks for a pipe
     for line in process.stdout:
         print(line, end="", flush=True)
     return process.wait()

@@ -32,9 +32,9 @@ from repro.run import git_commit
 from repro.runtime import Runtime, progress
 from repro_tools.check.findings import PLACEHOLDER, Finding
 from repro_tools.failure import describe
-from repro_tools.memory import command as memory
 from repro_tools.memory import devices
 from repro_tools.memory.devices import Device
+from repro_tools.memory.estimate import Planned, estimate
 from repro_tools.memory.footprint import needed
 from repro_tools.own_loop import EXIT_NOT_MEASURED, own_loops
 from repro_tools.placeholders import FEW
@@ -217,7 +217,7 @@ def of_memory(name: str, device: Device) -> list[Row]:
     """Whether each phase of an experiment, and its evaluation, fit on the device."""
     findings = Findings(name)
     try:
-        planned = memory.Planned.read(find_project(Path.cwd()), name, [])
+        planned = Planned.read(find_project(Path.cwd()), name, [])
     except BadInput:
         findings.left_out("memory", "the configuration cannot be used")
         return findings.rows
@@ -226,7 +226,7 @@ def of_memory(name: str, device: Device) -> list[Row]:
         findings.not_measured_all(["memory"], OWN_LOOP, phase)
     if found:
         return findings.rows
-    estimated = memory.estimate(planned)
+    estimated = estimate(planned)
     for failure in estimated.failures:
         findings.failed("memory", failure)
     for one in estimated.footprints:
@@ -301,13 +301,13 @@ def _no_answer(task: Task, why: str) -> list[Row]:
 def page(rows: Sequence[Row], known: Sequence[str], tally: str) -> str:
     """The checklist with counts, then every failed row with what to do, what is open, then why others are not applicable."""
     lines = []
-    for name, check in CHECKS.items():
+    for name, asked in CHECKS.items():
         own = [row.status for row in rows if row.check == name]
         if own:
             counts = [
                 str(own.count(status) or "") for status in ("pass", "fail", "open", "not measured", "not applicable")
             ]
-            lines.append([name, *counts, f"{check.of}: {check.asks}"])
+            lines.append([name, *counts, f"{asked.of}: {asked.asks}"])
     text = [table(["check", "pass", "FAIL", "open", "not measured", "n/a", "passes when"], lines), ""]
     failed = _merged(rows, "fail", known)
     for check, where, what in failed:
@@ -323,9 +323,9 @@ def page(rows: Sequence[Row], known: Sequence[str], tally: str) -> str:
     text += [""] * bool(failed or left_open or unmeasured)
     for check, where, what in _merged(rows, "not applicable", known):
         text += wrapped(f"n/a   {check}{where}: {what}", "      ")
-    counts = f"{_count(rows, 'fail')} failed" + (f", {_count(rows, 'open')} open" if left_open else "")
-    counts += f", {_count(rows, 'not measured')} not measured" if unmeasured else ""
-    return "\n".join([*text, "", f"{len(rows)} rows, {counts}; {tally}"])
+    told = f"{_count(rows, 'fail')} failed" + (f", {_count(rows, 'open')} open" if left_open else "")
+    told += f", {_count(rows, 'not measured')} not measured" if unmeasured else ""
+    return "\n".join([*text, "", f"{len(rows)} rows, {told}; {tally}"])
 
 
 def _count(rows: Sequence[Row], status: str) -> int:
@@ -342,8 +342,8 @@ def _merged(rows: Sequence[Row], status: str, known: Sequence[str]) -> list[tupl
     for (check, text, experiment), named in phases.items():
         places.setdefault((check, text, tuple(named)), []).extend([experiment] if experiment else [])
     merged = []
-    for (check, text, named), experiments in places.items():
+    for (check, text, of_phases), experiments in places.items():
         where = [in_patterns(experiments, known)] if experiments else []
-        where += [f"phase {listed(named)}"] if named else []
+        where += [f"phase {listed(of_phases)}"] if of_phases else []
         merged.append((check, f" ({'; '.join(where)})" if where else "", text))
     return merged

@@ -272,7 +272,7 @@ def _room(
     if saved > disk:
         findings.failed("room", f"found {found}; the states do not fit on the disk of {question.runs}")
     elif kept > max(on_disk, in_memory):
-        largest = max(storage, key=storage.get)
+        largest = max(storage, key=storage.__getitem__)
         findings.failed("room", f"found {found}; what phase {largest} keeps fits neither on the disk nor in memory")
     else:
         findings.passed("room", found)

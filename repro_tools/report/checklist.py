@@ -104,7 +104,7 @@ def _size(results: Results) -> str | None:
 
 
 def _dependencies(results: Results) -> str | None:
-    found = {name: set() for name in CORE_PACKAGES}
+    found: dict[str, set[str]] = {name: set() for name in CORE_PACKAGES}
     for record in results.records:
         for name in found:
             if name in record.get("versions", {}):

@@ -62,7 +62,7 @@ def _converter(folder: Path, pages: Mapping[str, str]) -> Any:
     from markdown import Markdown
     from markdown.treeprocessors import Treeprocessor
 
-    class Finish(Treeprocessor):
+    class Finish(Treeprocessor):  # type: ignore[misc]  # Markdown has no stubs
         def run(self, root):
             for element in list(root.iter()):  # a list: tables are wrapped on the way
                 if element.tag == "a":

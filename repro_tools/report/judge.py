@@ -62,8 +62,9 @@ def worded(judgement: Judgement) -> str:
 
 def judge(spec: Spec, claim: Claim, records: Sequence[dict]) -> Judgement:
     """The verdict on `claim` from `records`, those of its experiment, one per seed."""
-    used = [record for record in records if record["seed"] in spec.seeds and _value(claim, record) is not None]
-    values = [_value(claim, record) for record in used]
+    planned = [(record, _value(claim, record)) for record in records if record["seed"] in spec.seeds]
+    measured = [(record, value) for record, value in planned if value is not None]
+    used, values = [record for record, _ in measured], [value for _, value in measured]
     tolerance = spec.tolerances[claim.tolerance]
     verdict, reason = _not_filled_in(spec, claim, used) or _verdict(
         claim, tolerance, used, values, claim_hash(spec, claim), spec.seeds
@@ -234,8 +235,14 @@ def _distance(claim: Claim, value: float) -> float:
     """What the tolerance bounds from above."""
     if claim.kind == "at_most":
         return value
-    distance = abs(value - claim.reported)
-    return distance / abs(claim.reported) if claim.kind == "equal" else distance
+    distance = abs(value - _reported(claim))
+    return distance / abs(_reported(claim)) if claim.kind == "equal" else distance
+
+
+def _reported(claim: Claim) -> float:
+    """What a claim of kind "equal" or "within" is held against."""
+    assert claim.reported is not None  # a spec with such a claim is refused: Claim.lacks_number
+    return claim.reported
 
 
 def _settled(claim: Claim, tolerance: Tolerance, verdict: str, interval: Interval | None) -> bool | None:
@@ -243,16 +250,19 @@ def _settled(claim: Claim, tolerance: Tolerance, verdict: str, interval: Interva
     if interval is None or verdict not in (REPRODUCED, CLOSE, NOT):
         return None
     # The grade changes with the value in one direction, or with its distance to the reported one, which is least there.
-    inside = claim.reported is not None and claim.reported in interval
-    points = [interval.low, interval.high] + ([claim.reported] if inside else [])
+    points = [interval.low, interval.high]
+    if claim.reported is not None and claim.reported in interval:
+        points.append(claim.reported)
     return {_grade(claim, tolerance, point) for point in points} == {verdict}
 
 
 def _comparison(claim: Claim, tolerance: Tolerance, value: float) -> str:
     if claim.kind == "equal":
-        return f"{100 * (value / claim.reported - 1):+.1f}% from the reported value, {tolerance.reproduced:.0%} allowed"
+        return (
+            f"{100 * (value / _reported(claim) - 1):+.1f}% from the reported value, {tolerance.reproduced:.0%} allowed"
+        )
     if claim.kind == "within":
-        return f"{value - claim.reported:+.3g} from the reported value, {tolerance.reproduced:g} allowed"
+        return f"{value - _reported(claim):+.3g} from the reported value, {tolerance.reproduced:g} allowed"
     if claim.kind == "at_least":
         return f"at least {tolerance.reproduced:g} required"
     return f"at most {tolerance.reproduced:g} allowed"

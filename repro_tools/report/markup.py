@@ -51,9 +51,8 @@ def number(value: float | None, spread: float | None = None, significant: int | 
         return ""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
-    knows = spread is not None and math.isfinite(spread) and spread != 0
-    wanted = [1 - _exponent(spread, 2)] if knows else []
-    if significant or not knows:
+    wanted = [1 - _exponent(spread, 2)] if spread and math.isfinite(spread) else []
+    if significant or not wanted:
         digits = significant or LEAST
         wanted.append(digits - 1 - _exponent(value, digits))
     exponent = _exponent(value, MOST)
@@ -161,7 +160,7 @@ def written_by_hand(path: Path) -> dict[str, str]:
         if bool(closes) != (begun is not None) or (begun and begun[2] != name) or (not closes and name in found):
             expected = f"'{_CLOSE.format(begun[2])}'" if begun else "each part opened once and closed"
             raise BadInput(f"{path}, line {line}: found '{mark[0]}', expected {expected}; nothing was written")
-        if closes:
+        if begun:
             found[name] = page[begun.end() : mark.start()].strip()
         begun = None if closes else mark
     if begun:

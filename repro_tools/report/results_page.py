@@ -199,14 +199,15 @@ def _reason(judgement: Judgement) -> str:
 
 
 def _pairs(results: Results) -> str:
-    own = [j for j in results.judgements if j.pairs]
+    own = [(j, j.pairs) for j in results.judgements if j.pairs]
     if not own:
         return ""
     rows = []
-    for j in own:
-        interval = j.pairs.interval
+    for j, pairs in own:
+        assert j.reproduced is not None  # pairs are those of runs
+        interval = pairs.interval
         if interval is None:
-            shows = "no interval: one seed" if len(j.pairs.ratios) < 2 else "no interval: a ratio is not positive"
+            shows = "no interval: one seed" if len(pairs.ratios) < 2 else "no interval: a ratio is not positive"
         elif interval.high < 1:
             shows = "A is lower"
         elif interval.low > 1:
@@ -217,10 +218,10 @@ def _pairs(results: Results) -> str:
             [
                 code(j.id),
                 code(j.metric),
-                ", ".join(number(ratio, j.reproduced["spread"], LEAST) for ratio in j.pairs.ratios),
+                ", ".join(number(ratio, j.reproduced["spread"], LEAST) for ratio in pairs.ratios),
                 number(interval.centre, interval.centre - interval.low) if interval else "",
                 interval_text(interval),
-                f"{j.pairs.below} of {len(j.pairs.ratios)}",
+                f"{pairs.below} of {len(pairs.ratios)}",
                 shows,
                 _ids(results, [j]),
             ]

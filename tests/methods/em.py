@@ -55,7 +55,8 @@ class EM(Phase[Mixture]):
 def log_joint(mixture: Mixture, x: Tensor) -> Tensor:
     """(n, COMPONENTS): the log of the density of each point together with each component."""
     normal = torch.distributions.MultivariateNormal(mixture.mean, mixture.covariance)
-    return mixture.share.log() + normal.log_prob(x[:, None])
+    log_density: Tensor = normal.log_prob(x[:, None])
+    return mixture.share.log() + log_density
 
 
 class Density(nn.Module):

@@ -77,7 +77,8 @@ class Transformer(nn.Module):
         hidden = self.token(tokens) + self.place.weight[:length]
         for layer in self.layers:
             hidden = layer(hidden, self.later[:length, :length] + padding[:, None, None])
-        return self.output(self.norm(hidden))
+        logits: Tensor = self.output(self.norm(hidden))
+        return logits
 
 
 class Layer(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from forked import run
 from torch import Tensor
 
 from methods.plain.given import tensors
-from methods.ppo import PPO
+from methods.ppo import PPO, Agent
 from repro import checkpoint
 from repro.config import Pace
 from repro.loop import Loop, PhaseResult, run_phase
-from repro.phases import Networks, Phase
+from repro.phases import Batch, Networks, Phase
 from repro.runtime import Runtime
 from repro.state import saved
+from repro.update import Update
 
 CPU = Runtime(torch.device("cpu"))
 LONGEST_FILE = 120
@@ -42,7 +44,7 @@ LEARNING = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -73,7 +75,9 @@ def run_to_the_end(phase: Phase[Any], folder: Path) -> PhaseResult:
 
 
 def plain(name: str, steps: int) -> tuple[dict[str, Tensor], dict[str, list[tuple[int, float]]]]:
-    return import_module(f"methods.plain.{name}").plain(0, steps)
+    result: tuple[dict[str, Tensor], dict[str, list[tuple[int, float]]]]
+    result = import_module(f"methods.plain.{name}").plain(0, steps)
+    return result
 
 
 def all_tensors(state: Any) -> dict[str, Tensor]:
@@ -109,7 +113,7 @@ def bits(tensor: Tensor) -> bytes:
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_a_method_ends_in_the_bits_of_a_plain_loop(name, tmp_path):
+def test_a_method_ends_in_the_bits_of_a_plain_loop(name: str, tmp_path: Path) -> None:
     loop = begun(name, tmp_path)
     for _ in range(STEPS_AGAINST_PLAIN):
         step(loop)
@@ -119,7 +123,7 @@ def test_a_method_ends_in_the_bits_of_a_plain_loop(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_a_plain_loop_learns(name):
+def test_a_plain_loop_learns(name: str) -> None:
     """Otherwise both could have the same fault."""
     steps, curve, learns = LEARNING[name]
     values = [value for _, value in plain(name, steps)[1][curve]]
@@ -128,7 +132,7 @@ def test_a_plain_loop_learns(name):
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_killed_at_any_step_a_method_ends_in_the_same_bits(name, tmp_path):
+def test_killed_at_any_step_a_method_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
     steps, whole, watched = KILLS[name], begun(name, tmp_path), begun(name, tmp_path)
     for _ in range(steps):
         step(whole)
@@ -149,7 +153,7 @@ def test_killed_at_any_step_a_method_ends_in_the_same_bits(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_a_method_hands_on_the_networks_that_its_loop_ends_with(name, tmp_path):
+def test_a_method_hands_on_the_networks_that_its_loop_ends_with(name: str, tmp_path: Path) -> None:
     """Of a run of three steps. A schedule that depends on the number of steps is made for three in both."""
     phase_class = type(import_module(f"methods.{name}").make_phase())
     short = type(phase_class.__name__, (phase_class,), {"steps": 3})
@@ -164,8 +168,8 @@ def test_a_method_hands_on_the_networks_that_its_loop_ends_with(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_a_method_is_short(name):
-    assert len(Path(import_module(f"methods.{name}").__file__).read_text().splitlines()) < LONGEST_FILE
+def test_a_method_is_short(name: str) -> None:
+    assert len(Path(__file__).with_name(f"{name}.py").read_text().splitlines()) < LONGEST_FILE
 
 
 class Mortal(PPO):
@@ -176,12 +180,12 @@ class Mortal(PPO):
     def __init__(self, place: str, killed_at: int, end: Path):
         self.place, self.killed_at, self.end = place, killed_at, end
 
-    def collect(self, state, update):
+    def collect(self, state: Agent, update: Update) -> Batch:
         rows = super().collect(state, update)
         self.die("collected", update.step_number)
         return rows
 
-    def train_step(self, state, batch, update):
+    def train_step(self, state: Agent, batch: Batch, update: Update) -> None:
         self.die("drawn", update.step_number)
         super().train_step(state, batch, update)
         self.die("stepped", update.step_number)
@@ -199,14 +203,16 @@ def train(folder: Path, place: str = "", killed_at: int = -1) -> int:
 
 
 @pytest.fixture(scope="module")
-def never_killed(tmp_path_factory):
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("never-killed")
     assert run(train, folder, output=folder / "output") == 0
     return folder
 
 
 @pytest.mark.parametrize("place, killed_at", [("collected", 12), ("drawn", 17), ("stepped", 23)])
-def test_a_process_that_was_killed_goes_on_to_the_same_bits(place, killed_at, never_killed, tmp_path):
+def test_a_process_that_was_killed_goes_on_to_the_same_bits(
+    place: str, killed_at: int, never_killed: Path, tmp_path: Path
+) -> None:
     assert run(train, tmp_path, place, killed_at, output=tmp_path / "output") == -signal.SIGKILL
     assert not (tmp_path / "end.safetensors").exists()
     assert run(train, tmp_path, output=tmp_path / "output") == 0
@@ -214,5 +220,6 @@ def test_a_process_that_was_killed_goes_on_to_the_same_bits(place, killed_at, ne
         [checkpoint.load(folder / name) for folder in (never_killed, tmp_path)]
         for name in ("end.safetensors", "model.safetensors")
     )
-    assert differences(*ends) == []
-    assert differences(*[{key: result[key] for key in ("networks", "curves")} for result in results]) == []
+    assert differences(ends[0], ends[1]) == []
+    one, other = ({key: result[key] for key in ("networks", "curves")} for result in results)
+    assert differences(one, other) == []

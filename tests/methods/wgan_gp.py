@@ -69,7 +69,8 @@ def critic_loss(critic: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> T
     between = (mix * real + (1 - mix) * fake).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     penalty = (slope.norm(dim=1) - 1).square().mean()
-    return critic(fake).mean() - critic(real).mean() + PENALTY * penalty
+    loss: Tensor = critic(fake).mean() - critic(real).mean() + PENALTY * penalty
+    return loss
 
 
 def make_network(inputs: int, outputs: int) -> nn.Module:

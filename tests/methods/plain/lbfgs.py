@@ -18,9 +18,9 @@ def plain(seed: int, steps: int) -> tuple[dict[str, Tensor], Curves]:
     for step in range(steps):
         batch = minibatch(phase, seed, step)
 
-        def closure():
+        def closure() -> Tensor:
             optimiser.zero_grad()
-            loss = ((network(batch["x"]) - batch["y"]) ** 2).mean()
+            loss: Tensor = ((network(batch["x"]) - batch["y"]) ** 2).mean()
             loss.backward()
             return loss
 

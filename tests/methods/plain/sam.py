@@ -27,7 +27,7 @@ def plain(seed: int, steps: int) -> tuple[dict[str, Tensor], Curves]:
         original = copy.deepcopy(network.state_dict())
         with torch.no_grad():
             for p, g in zip(network.parameters(), gradients, strict=True):
-                p += RADIUS / norm * g
+                p.add_(RADIUS / norm * g)
 
         optimiser.zero_grad()
         loss = F.cross_entropy(network(batch["x"]), batch["arm"])
