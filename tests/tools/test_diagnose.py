@@ -551,3 +551,17 @@ def test_the_generator_of_a_minibatch_is_that_of_the_run():
     bench = Bench(phase, 3, CPU)
     own = phase.minibatch(5, generator(3, "plain", "draws", 5))
     assert torch.equal(bench.minibatch(5, "draws")["x"], own["x"])
+
+
+def test_rows_of_an_epoch_are_those_of_the_run_and_the_held_ones_are_others():
+    data, drawn = Plain().minibatch(0, generator("data")), []
+
+    def minibatch(sound, step, draw):
+        rows = draw.epoch_rows(64, 8, last="drop")
+        drawn.append(tuple(rows.tolist()))
+        return {name: column[rows] for name, column in data.items()}
+
+    measured, found = diagnosed(altered(Plain(), minibatch=minibatch))
+    assert "loss-raises" not in found and not measured.same_minibatch
+    first, second, *held = drawn[:34]
+    assert not set(first) & set(second) and len({first, second, *held}) == 34
