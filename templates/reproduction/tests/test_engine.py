@@ -82,6 +82,16 @@ def test_a_phase_goes_on_to_the_same_bits(killed_at, tmp_path):
     assert contents(paths[2]) == contents(paths[1])
 
 
+def test_a_step_moves_what_it_was_given_and_nothing_else():
+    loop = Loop(Example(), seed=0, runtime=CPU, earlier={})
+    before = [[weight.clone() for weight in one.parameters()] for one in (loop.state.network, loop.state.other)]
+    loop.collect_if_due()
+    loop.one_step(loop.next_batch())
+    after = [list(one.parameters()) for one in (loop.state.network, loop.state.other)]
+    assert not any(map(torch.equal, before[0], after[0]))
+    assert all(map(torch.equal, before[1], after[1]))
+
+
 class LeavesGradients(Example):
     def train_step(self, state, batch, update):
         update.backward(state.other(state.network(batch["x"])).square().mean())
