@@ -205,7 +205,7 @@ def test_only_the_first_process_writes(digits):
 
 
 def test_only_the_first_process_speaks(digits):
-    assert (digits / "two.log").read_text().endswith("\ntwo/digits/seed-0\nnext: repro report --runs two\n")
+    assert (digits / "two.log").read_text().endswith("\ntwo/digits/seed-0\n")
     assert (digits / "two.log.1").read_text() == ""
 
 
