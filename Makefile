@@ -9,6 +9,7 @@ PORT ?= 8000
 DATA_ROOT ?= data
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ENGINE := templates/reproduction/repro
 DEMO_REPORT := reference_impl/reports/demo
 
 # The demo trains a tenth of the paper's steps on a small pool, and a third of the steps on digits. Its report says so and gives no verdicts.
@@ -17,8 +18,6 @@ DEMO_SETTING := --train-iters 2000 \
 	--set phases.velocity_field_100.pool.batches=8 \
 	--set evaluation.floor_draws=1
 DIGITS_DEMO := --train-iters 700 --set evaluation.samples=300 --set evaluation.nearest=100
-
-ENGINE := templates/reproduction/repro
 
 REPORT := $(BIN)/repro report --title "Results: Tables 1 to 3 of the paper" --checklist \
 	--note --claims 'rank-*' 'digits-*' 'mnist-reduced-*'

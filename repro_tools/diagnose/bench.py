@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from repro.phases import SingleLossPhase
-from repro.randomness import Draw, Orders, seed_global_generators
+from repro.randomness import Draw, seed_global_generators
 from repro.runtime import Runtime
 from repro.update import Update
 from repro_tools.diagnose.instruments import Unfit, outputs_recorded
@@ -23,7 +23,6 @@ class Bench:
 
     def __init__(self, phase: SingleLossPhase, seed: int, device: torch.device):
         self.phase, self.seed, self.device = phase, seed, device
-        self._orders: Orders = {}
 
     def model(self) -> nn.Module:
         seed_global_generators(self.seed, self.phase.stream, "initialise")
@@ -61,7 +60,7 @@ class Bench:
         """That of a step, by the draw that is named. `rows_of`: the step whose rows of an epoch it takes, if another."""
         seed_global_generators(self.seed, self.phase.stream, *draw, step)
         rows_of = step if rows_of is None else rows_of
-        given = Draw(self.seed, self.phase.stream, *draw, step, step=rows_of, round_step=rows_of, orders=self._orders)
+        given = Draw(self.seed, self.phase.stream, *draw, step, step=rows_of, round_step=rows_of)
         return {name: column.to(self.device) for name, column in self.phase.minibatch(step, given).items()}
 
     def loss(self, model: nn.Module, batch: Batch, *draw: str | int) -> Tensor:

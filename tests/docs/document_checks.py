@@ -25,6 +25,8 @@ TOP_PAGES = {
     "SKILL.md",
     "LEARNING.md",
     "TODO.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "reference_impl/README.md",
     "templates/README.md",
     "tutorial/README.md",

@@ -43,7 +43,18 @@ from repro_tools.gate import checked_plan
 ROOT = Path(__file__).parents[2]
 REFS = sorted((ROOT / "refs").glob("*.md"))
 WITH_CODE = [
-    *(ROOT / page for page in ("SKILL.md", "LEARNING.md", "README.md", "TODO.md", "reference_impl/README.md")),
+    *(
+        ROOT / page
+        for page in (
+            "SKILL.md",
+            "LEARNING.md",
+            "README.md",
+            "TODO.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "reference_impl/README.md",
+        )
+    ),
     *REFS,
 ]
 LINKED = [*REFS, *(ROOT / page for page in sorted(TOP_PAGES)), ROOT / "reference_impl/reports/README.md"]

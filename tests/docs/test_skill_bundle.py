@@ -302,10 +302,13 @@ def test_the_manifests_call_the_skill_what_it_is_called():
     head = yaml.safe_load((ROOT / "SKILL.md").read_text(encoding="utf-8").split("---")[1])
     claude, codex = read_json(".claude-plugin/plugin.json"), read_json(".codex-plugin/plugin.json")
     entry = read_json(".claude-plugin/marketplace.json")["plugins"][0]
-    assert {project["version"], head["metadata"]["version"], claude["version"], codex["version"]} == {"0.1.0"}
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {cited["version"], project["version"], head["metadata"]["version"], claude["version"], codex["version"]} == {
+        "0.2.0"
+    }
     assert {project["name"], head["name"], claude["name"], codex["name"], entry["name"]} == {build.NAME}
     assert {manifest["description"] for manifest in (claude, codex, entry)} == {project["description"]}
-    assert {project["license"], head["license"], claude["license"], codex["license"]} == {"MIT"}
+    assert {project["license"], head["license"], claude["license"], codex["license"], cited["license"]} == {"MIT"}
 
 
 def test_the_plugin_of_claude_code_is_the_root_of_the_repository():
