@@ -10,7 +10,17 @@ from rendering import PRESETS, ROOT, in_project, render
 from repro.config import read_yaml
 
 REFERENCE = ROOT / "reference_impl"
-AT_THE_ROOT = {"AGENTS.md", "LICENSE", "Makefile", "pyproject.toml", "tests", ".github", ".gitignore", "repro"}
+AT_THE_ROOT = {
+    "AGENTS.md",
+    "LICENSE",
+    "Makefile",
+    "pyproject.toml",
+    "requirements",
+    "tests",
+    ".github",
+    ".gitignore",
+    "repro",
+}
 """What lies above the reference implementation, for the whole repository; its kit is the template's."""
 ENTRIES = {"phases": "make_phases", "evaluate": "evaluate", "probes": "probes", "figures": "report_sections"}
 
