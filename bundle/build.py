@@ -21,7 +21,7 @@ from repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_RUN_FAILED, BadInput
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "dist"
 NAME = "paper-reproduction"
-CONTENTS = (*PAGES, "LICENSE", "pyproject.toml", "copier.yml", "repro_tools/**/*", "templates/**/*", "tutorial/**/*")
+CONTENTS = (*PAGES, "LICENSE", "pyproject.toml", "copier.yml", "repro_tools/**/*", "templates/**/*", "tutorial/**/*", "tests/methods/*.py")
 CACHES = ("__pycache__", "*.py[co]", "*.egg-info", ".*_cache", ".ipynb_checkpoints", ".DS_Store")
 LEFT_OUT = ("benchmarks", "reference_impl", "tests")
 """Folders of the repository that shipped pages name."""
@@ -30,7 +30,7 @@ NOTE = f"""
 ## This copy
 
 This folder is an installed copy. Paths that begin with {", ".join(f"`{name}/`" for name in LEFT_OUT)} name files of the repository, which
-are not here.
+are not here, but for the complete methods in `tests/methods/`.
 """
 
 CODE_OR_LINK = re.compile(

@@ -50,7 +50,7 @@ from repro_tools.table import in_patterns, listed, table, wrapped
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Goes through the checklist before a run: every experiment, every phase, two steps each, killed and resumed.\n"
-        "Exit code 0 when nothing failed."
+        "Exit code 0 when nothing failed, 3 when nothing failed and a row could not be measured."
     )
     parser.epilog = "example: repro preflight '2d-*' --json"
     command_line.add_experiments(parser, default_all=True)

@@ -190,10 +190,10 @@ def test_another_version_of_torch_is_said_and_kept(tmp_path, monkeypatch, capsys
     with pytest.raises(Stopped):
         run(KilledAt(6), tmp_path)
     monkeypatch.setattr(torch, "__version__", "9.9.9+cpu")
-    versions = run(Rounds(), tmp_path).versions
+    sessions = run(Rounds(), tmp_path).sessions
     assert "expected" not in capsys.readouterr().out
-    assert [one["torch"] for one in versions][-1] == "9.9.9+cpu"
-    assert len(versions) == 2
+    assert [one["step"] for one in sessions] == [0, 6]
+    assert sessions[1]["torch"] == "9.9.9+cpu" != sessions[0]["torch"]
 
 
 def test_a_running_state_of_version_0_1_is_refused_by_its_format(tmp_path):

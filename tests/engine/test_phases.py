@@ -236,12 +236,12 @@ def test_a_finished_phase_of_version_0_1_is_loaded(config, tmp_path, monkeypatch
     now = train(config, tmp_path)
     state = checkpoint.load(tmp_path / "model.safetensors")
     state |= {"model": state.pop("networks")["model"], "curve": state.pop("curves")["loss"]}
-    del state["watched"], state["versions"]
+    del state["watched"], state["sessions"]
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT", checkpoint.OLDER)
         checkpoint.save(tmp_path / "model.safetensors", state)
     then = train(config, tmp_path)
-    assert same(now, then) and now.curves == then.curves and (then.watched, then.versions) == ([], [])
+    assert same(now, then) and now.curves == then.curves and (then.watched, then.sessions) == ([], [])
 
 
 def test_the_record_of_a_run_keeps_what_was_watched(project, monkeypatch):
@@ -255,4 +255,4 @@ def test_the_record_of_a_run_keeps_what_was_watched(project, monkeypatch):
 def test_the_record_of_a_run_says_how_strict_it_was_with_algorithms(project, options):
     assert main(["run", "toy", "--device", "cpu", *options]) == 0
     record = json.loads((project / "runs/toy/seed-0/record.json").read_text())
-    assert record["determinism"] == (options or ["strict"])[-1] and "resumed_under" not in record
+    assert record["determinism"] == (options or ["strict"])[-1] and "sessions" not in record

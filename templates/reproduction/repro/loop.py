@@ -39,6 +39,9 @@ precision."""
 
 MakeUpdate = Callable[[Phase[Any], int, Runtime], Update]
 
+Session = dict[str, str | int]
+"""Of a process that trained a phase: the steps done when it began, and its versions."""
+
 Curve = list[tuple[int, float]]
 """Steps done, and a number after them."""
 
@@ -235,8 +238,8 @@ class PhaseResult:
     wall_s: float
     prepare_s: float
     peak_device_bytes: int
-    versions: list[dict[str, str]]
-    """Of Python and torch, oldest first: more than one where the phase was resumed under another."""
+    sessions: list[Session]
+    """Where each process began that trained it, and under which Python and torch; of one of version 0.1 nothing."""
 
 
 def run_phase(
@@ -292,14 +295,15 @@ def _train(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     loop = Loop(phase, seed=seed, runtime=runtime, earlier=earlier, make_update=make_update)
-    spent_s, watched, versions = 0.0, list[tuple[int, dict[str, float]]](), [_versions()]
+    spent_s, watched, sessions = 0.0, list[tuple[int, dict[str, float]]](), [_session(0)]
     before = _newest_state(running, identity, world)
     if before is not None:
         with _fitting(running, phase):
             _steps_done(before, range(phase.steps))  # a finished phase has no running state
             loop.restore(before, folder)
             spent_s, watched = before["wall_s"], [tuple(one) for one in before["watched"]]
-            versions = _history(before["versions"], running, world)
+            sessions = [*before["sessions"], _session(loop.step)]
+            _warn_of_other_versions(sessions, running, world)
     del before
     if world.mean(float(loop.step)) != loop.step:
         raise RunFailed(
@@ -321,7 +325,7 @@ def _train(
         states.require_finite(loop.state, phase.name, loop.step)
         wall_s = spent_s + time.perf_counter() - began
         if world.first:
-            kept = {"identity": identity, "wall_s": wall_s, "watched": log.watched, "versions": versions}
+            kept = {"identity": identity, "wall_s": wall_s, "watched": log.watched, "sessions": sessions}
             checkpoint.save(path, kept | contents)
 
     with arithmetic(phase.precision), deferred_termination() as stop:
@@ -372,7 +376,7 @@ def _load_finished(
             state["wall_s"],
             state["prepare_s"],
             state["peak_device_bytes"],
-            state.get("versions", []),
+            state.get("sessions", []),
         )
 
 
@@ -448,23 +452,16 @@ def _steps_done(state: Mapping[str, Any], allowed: Sequence[int]) -> int:
     return steps
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+def _session(step: int) -> Session:
+    return {"step": step, "python": platform.python_version(), "torch": str(torch.__version__)}
 
 
-def _history(before: list[dict[str, str]], running: Path, world: World) -> list[dict[str, str]]:
-    """The versions that a resumed phase has had, with a warning where they have changed: no resume is exact
-    then."""
-    now = _versions()
-    if before[-1] == now:
-        return before
-    if world.first:
-        was, is_now = (", ".join(f"{name} {one[name]}" for name in now) for one in (before[-1], now))
-        print(
-            f"repro: warning: {running}: found a state of {was}, goes on with {is_now}: other bits",
-            file=sys.stderr,
-        )
-    return [*before, now]
+def _warn_of_other_versions(sessions: list[Session], running: Path, world: World) -> None:
+    """No resume is exact under another Python or torch."""
+    was, now = (", ".join(f"{name} {one[name]}" for name in ("python", "torch")) for one in sessions[-2:])
+    if was != now and world.first:
+        told = f"found a state of {was}, goes on with {now}: other bits"
+        print(f"repro: warning: {running}: {told}", file=sys.stderr)
 
 
 def _keep_rounds(folder: Path, rounds: list[str | None], loop: Loop) -> list[str | None]:

@@ -215,8 +215,8 @@ def _evaluate(
     }
     if watched := {name: result.watched for name, result in results.items() if result.watched}:
         record["watched"] = watched
-    if resumed := {name: result.versions for name, result in results.items() if len(result.versions) > 1}:
-        record["resumed_under"] = resumed
+    if resumed := {name: result.sessions for name, result in results.items() if len(result.sessions) > 1}:
+        record["sessions"] = resumed
     write_record(folder / RECORD, record)
 
 
