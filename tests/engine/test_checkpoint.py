@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from repro import checkpoint
-from repro.errors import RunFailed
+from repro.errors import BadInput, RunFailed
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -340,3 +341,22 @@ def test_what_killed_saves_left_is_swept_away(tmp_path):
         (tmp_path / name).touch()
     checkpoint.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "running.safetensors"]
+
+
+def test_weights_from_elsewhere_come_by_their_checksum(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    save_file({"weight": torch.arange(3.0)}, path)
+    sum_of_file = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert torch.equal(checkpoint.pretrained(path, sum_of_file)["weight"], torch.arange(3.0))
+    with pytest.raises(BadInput, match=f"found a file of SHA-256 {sum_of_file}, expected {'0' * 64}"):
+        checkpoint.pretrained(path, "0" * 64)
+
+
+@pytest.mark.parametrize(("made", "words"), [(False, "cannot be read"), (True, "found no safetensors file")])
+def test_what_is_no_file_of_weights_is_refused(made, words, tmp_path):
+    path = tmp_path / "encoder.pth"
+    if made:
+        torch.save({"weight": torch.ones(1)}, path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if made else ""
+    with pytest.raises(BadInput, match=words):
+        checkpoint.pretrained(path, found)

@@ -271,3 +271,28 @@ def test_each_epoch_has_an_order_of_its_own_whichever_steps_were_drawn_before():
 def test_a_minibatch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="found a minibatch of 8, expected 1 to 7"):
         Draw(0, "p").epoch_rows(7, 8, last="drop")
+
+
+class Continued(OneLoss):
+    """Begins with the weights of an earlier phase."""
+
+    name = "continued"
+
+    def setup(self, earlier: Any) -> Any:
+        state = super().setup(earlier)
+        state.model.load_state_dict(earlier["one"]["model"].state_dict())
+        return state
+
+
+def test_a_phase_may_begin_with_the_weights_of_an_earlier_one(tmp_path):
+    pace = Pace(log_every=2, checkpoint_every=1)
+    earlier = {}
+    for phase in (OneLoss(), Continued()):
+        result = run_phase(
+            phase, folder=tmp_path / phase.name, identity={}, seed=1, runtime=CPU, pace=pace, earlier=earlier
+        )
+        earlier[phase.name] = result.networks
+    plain = go(fresh(OneLoss()), 4)
+    continued = Loop(Continued(), seed=1, runtime=CPU, earlier=earlier)
+    assert torch.equal(continued.state.model.weight, plain.state.model.weight)
+    assert not torch.equal(earlier["continued"]["model"].weight, plain.state.model.weight)

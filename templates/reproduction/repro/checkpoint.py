@@ -114,6 +114,29 @@ def load(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path}: no sound checkpoint: {_line(error)}") from None
 
 
+def pretrained(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file from elsewhere, such as the weights that a phase begins with, by name.
+
+    Raises BadInput when the file is not there or is another one than the SHA-256 says. A pickle (.pth, .bin) is refused: to
+    read one is to run it.
+    """
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise BadInput(f"{path}: found a file of SHA-256 {found}, expected {sha256}")
+        with safe_open(path, framework="pt", device="cpu") as tensors:
+            return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118 (no dict)
+    except OSError as error:
+        raise BadInput(
+            f"{path}: cannot be read ({error.strerror}), expected a safetensors file of weights"
+        ) from None
+    except SafetensorError as error:
+        raise BadInput(
+            f"{path}: found no safetensors file ({_line(error)}); convert a pickle once, by hand"
+        ) from None
+
+
 def previous(path: Path) -> Path:
     """Where the file is kept that was at `path` before the one that is there."""
     return path.with_stem(path.stem + ".previous")
