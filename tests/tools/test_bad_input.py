@@ -315,7 +315,9 @@ def saved(project, monkeypatch):
 
 def weights(runs: Path) -> dict:
     return {
-        path.parent.name: {name: weight.numpy().tobytes() for name, weight in checkpoint.load(path)["model"].items()}
+        path.parent.name: {
+            name: weight.numpy().tobytes() for name, weight in checkpoint.load(path)["networks"]["model"].items()
+        }
         for path in sorted(runs.glob("toy/seed-0/*/model.safetensors"))
     }
 

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
-from pydantic_core import ErrorDetails
 
 from repro.errors import BadInput
 
@@ -271,7 +270,7 @@ def _places(node: Any, pattern: list[str], prefix: str) -> Iterator[tuple[dict[s
                 yield from _places(node[name], pattern[1:], key)
 
 
-def _problem(error: ErrorDetails, model: type[Section], source: str) -> str:
+def _problem(error: Mapping[str, Any], model: type[Section], source: str) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "(the whole file)"
     if error["type"] == "extra_forbidden":
         siblings = [k for k in _known_keys(model, error["loc"][:-1])]
