@@ -1,6 +1,6 @@
-"""Writes the locks of the template: every package that a project is set up with, in one version, with hashes. `make lock`.
+"""Writes the locks of the template: every package of a project's setup, in one version, with hashes. `make lock`.
 
-uv resolves for every platform and Python at once, under the versions of requirements.txt, and pip installs from what it wrote.
+uv resolves for every platform and Python at once, under the versions of requirements.txt; pip installs from that.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ OF_CUDA = re.compile(r"torch|triton|cuda-.*|nvidia-.*")
 
 TORCH = "2.13.0"
 CPU_BUILDS = {
-    # SHA-256 of the builds on https://download.pytorch.org/whl/cpu. That of CPython 3.11 on Linux x86_64 was computed here, those for
-    # macOS are also PyPI's. The other ones are as public lock files copied them from that index; pip refuses a file that differs.
+    # SHA-256 of the builds on https://download.pytorch.org/whl/cpu. That of CPython 3.11 on Linux x86_64 was computed
+    # here, those for macOS are also PyPI's. The other ones are as public lock files copied them from that index, and
+    # were not tried; pip refuses a file that differs.
     "linux": {
         "cp311-manylinux_2_28_aarch64": "84453b69508ec79902f899c5ed9495acb9e2bbe9fda5f1d5d6f19e3c3842e1a7",
         "cp311-manylinux_2_28_x86_64": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _without_a_project(given: list[str], asked: str | None) -> int:
-    """Carries out a command that needs no engine. Without a command it ends the process with the help, or with what is wrong."""
+    """Carries out a command that needs no engine. Without one it ends the process, with the help or with a refusal."""
     try:
         try:
             options = parser(asked).parse_args(given)

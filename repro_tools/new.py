@@ -1,4 +1,7 @@
-"""`repro new`: a project that is green from its first minute, with the wheel of these tools in it. Needs no project and no engine."""
+"""`repro new`: a project that is green from its first minute, with the wheel of these tools in it.
+
+Needs no project and no engine.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ def questions() -> dict[str, dict[str, Any]]:
 
 
 def answers(given: list[str], file: Path | None) -> dict[str, Any]:
-    """The answers of `--data` and of a file. Raises Refused for one that answers no question, and for one that cannot be read."""
+    """The answers of `--data` and of a file. Raises Refused for one to no question, and for one that cannot be read."""
     import yaml
 
     asked, found = questions(), {}
@@ -97,7 +100,7 @@ def _read(name: str, text: str, kind: str) -> Any:
 
 
 def made(folder: Path, given: Mapping[str, Any], *, defaults: bool) -> Path:
-    """Renders the project into `folder` and returns the path of the wheel in it. Raises Refused; then nothing is written."""
+    """Renders the project into `folder` and returns the path of the wheel in it. Raises Refused: nothing is written."""
     import copier
     from copier.errors import CopierAnswersInterrupt, CopierError, DirtyLocalWarning
     from plumbum import ProcessExecutionError

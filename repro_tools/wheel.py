@@ -36,7 +36,7 @@ class Wheel(NamedTuple):
 
 
 def packed() -> Wheel:
-    """The wheel of the installed tools. An editable install and an installed wheel give the same. Raises NotInstalled."""
+    """The wheel of the installed tools, the same from an editable install and from a wheel. Raises NotInstalled."""
     try:
         installed = distribution(NAME)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""`repro new`: the project that copier gives, with the tools that rendered it; what is refused leaves nothing behind."""
+"""`repro new`: what copier gives, with the tools that rendered it; what is refused leaves nothing behind."""
 
 import hashlib
 import json
@@ -15,7 +15,11 @@ from rendering import ROOT, render
 from repro_tools.cli import main
 from repro_tools.wheel import packed
 
-LOOK = "import sys; from repro_tools.cli import main; code = main(sys.argv[1:]); print(code, {'torch', 'repro'} & {*sys.modules})"
+LOOK = """
+import sys
+from repro_tools.cli import main
+print(main(sys.argv[1:]), {"torch", "repro"} & {*sys.modules})
+"""
 
 
 def contents(folder: Path) -> dict[str, bytes]:

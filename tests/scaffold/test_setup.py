@@ -128,7 +128,7 @@ def test_a_setup_that_failed_is_not_taken_as_done(setup):
 
 @pytest.mark.slow
 def test_a_project_is_set_up_from_its_locks_first_without_the_tools(tmp_path):
-    """With pip, from an index: the engine alone trains and resumes, the tools come from the wheel, and nothing is lacking."""
+    """With pip, from an index: the engine alone trains and resumes, the tools come from the wheel, nothing is lacking."""
     project = tmp_path / "my-paper"
     assert main(["new", str(project), "--defaults"]) == 0
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
