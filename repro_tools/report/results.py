@@ -123,7 +123,7 @@ REQUIRED = {"experiment", "seed", "metrics", "departures", "commit", "machine"}
 FIELDS = {
     "experiment": str, "seed": int, "config": dict, "config_hash": str, "departures": list, "claims": dict, "planned_seeds": list, "placeholders": list, "spec_sha256": str, "method_placeholder": str, "command": str, "commit": str,
     "versions": dict, "machine": dict, "processes": int, "started": str, "wall_s": dict, "prepare_s": dict, "parameters": dict,
-    "peak_device_mib": dict, "metrics": dict, "curves": dict,
+    "peak_host_mib": float, "peak_device_mib": dict, "metrics": dict, "curves": dict, "evaluated_later": dict,
 }  # fmt: skip
 """The kind of each field of a record. Those that an older kit did not write may be absent."""
 
