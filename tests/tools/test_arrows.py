@@ -151,7 +151,18 @@ def test_the_engine_imports_what_a_run_needs_and_nothing_else():
 
 
 def test_the_tools_import_no_method():
-    libraries = {"torch", "pydantic", "safetensors", "scipy", "markdown", "nbformat", "packaging"}
+    libraries = {
+        "torch",
+        "pydantic",
+        "safetensors",
+        "scipy",
+        "markdown",
+        "nbformat",
+        "packaging",
+        "copier",
+        "plumbum",
+        "yaml",
+    }
     assert tops(of(TOOLS)) == libraries | {"repro", "repro_tools"}
 
 
