@@ -79,7 +79,18 @@ def test_its_code_is_formatted_and_linted(rendered):
     ]  # whether the package or the kit is imported first hangs on its name
     for command in (["format", "--check"], ["check", *unordered]):
         done = subprocess.run(
-            [ruff, *command, *settings, "--no-cache", "."], cwd=project, capture_output=True, text=True
+            [
+                ruff,
+                *command,
+                *settings,
+                "--exclude",
+                "repro",
+                "--no-cache",
+                ".",
+            ],  # the engine has shorter lines: make lint
+            cwd=project,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout
 

@@ -7,7 +7,7 @@ import copier
 import pytest
 from rendering import git, in_project, make_template, render
 
-KIT_FILE = "templates/reproduction/repro/progress.py"
+KIT_FILE = "templates/reproduction/repro/randomness.py"
 OWN = (
     "spec.yaml",
     "README.md",
@@ -60,7 +60,7 @@ def test_a_later_kit_comes_in_and_the_owners_files_stay(worked_on):
     committed(template, "later")
     update(project)
     assert {name: (project / name).read_bytes() for name in OWN} == own
-    assert (project / "repro/progress.py").read_bytes() == (template / KIT_FILE).read_bytes()
+    assert (project / "repro/randomness.py").read_bytes() == (template / KIT_FILE).read_bytes()
     assert (project / "repro/later.py").exists()
     makefile = (project / "Makefile").read_text()
     assert "SEEDS ?= 0 1 2 3 4" in makefile
@@ -86,7 +86,7 @@ def test_a_file_of_the_kit_that_the_template_drops_goes_from_the_project(worked_
     (template / KIT_FILE).unlink()
     committed(template, "later")
     update(project)
-    assert not (project / "repro/progress.py").exists()
+    assert not (project / "repro/randomness.py").exists()
 
 
 def test_the_same_line_changed_on_both_sides_becomes_a_conflict_that_shows(worked_on):
@@ -129,4 +129,4 @@ def test_from_one_tag_to_the_next(worked_on, tmp_path):
     git(template, "tag", "v1.1.0")
     copier.run_update(project, defaults=True, overwrite=True, quiet=True)
     assert "_commit: v1.1.0" in (project / ".copier-answers.yml").read_text()
-    assert "LATER" in (project / "repro/progress.py").read_text()
+    assert "LATER" in (project / "repro/randomness.py").read_text()
