@@ -18,7 +18,7 @@ from nsgf import data, sinkhorn
 from nsgf.flow import end_of_flow
 from nsgf.metrics import transport_distances
 from repro.randomness import generator
-from repro.run import describe
+from repro.run import describe, versions
 from repro.runtime import Runtime, progress
 
 SETS = (
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--scalings", nargs="+", type=float, default=SCALINGS)
     parser.add_argument("--blurs", nargs="+", type=float, default=BLURS)
     options = parser.parse_args()
-    origin = describe(Path(__file__).parent, Runtime(torch.device("cpu")))
+    origin = describe(Path(__file__).parent, Runtime(torch.device("cpu"))) | {"versions": versions()}
     print(json.dumps({key: origin[key] for key in ("commit", "machine", "started", "versions")}), flush=True)
     for source, target in SETS:
         one, other = (data.sample(target, MINIBATCHES * N, generator("flow_settings", "floor", k)) for k in range(2))

@@ -69,7 +69,7 @@ from nsgf.images import SOURCES, ImageSet, load, to_pixels
 from nsgf.phases import draw_times, interpolate, optimal_assignment
 from repro.errors import BadInput
 from repro.randomness import generator
-from repro.run import describe
+from repro.run import describe, versions
 from repro.runtime import Runtime, progress
 
 RESULTS = Path(__file__).parent / "results"
@@ -888,7 +888,7 @@ def as_text(results: Mapping) -> str:
 def measure_all(stored: Mapping[str, ImageSet], skipped: Sequence[str], data_root: Path) -> dict:
     """What is kept: the answers for every set that is there, and where they come from."""
     began = time.perf_counter()
-    origin = describe(Path(__file__).parent, Runtime(torch.device("cpu")))
+    origin = describe(Path(__file__).parent, Runtime(torch.device("cpu"))) | {"versions": versions()}
     origin["command"] = f"python -m benchmarks.image_flow --data-root {data_root.name}"
     answers = {name: measure(Minibatches(name, images)) for name, images in stored.items()}
     origin["minutes"] = round((time.perf_counter() - began) / 60, 1)

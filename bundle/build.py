@@ -21,7 +21,16 @@ from repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_RUN_FAILED, BadInput
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "dist"
 NAME = "paper-reproduction"
-CONTENTS = (*PAGES, "LICENSE", "pyproject.toml", "copier.yml", "repro_tools/**/*", "templates/**/*", "tutorial/**/*", "tests/methods/*.py")
+CONTENTS = (
+    *PAGES,
+    "LICENSE",
+    "pyproject.toml",
+    "copier.yml",
+    "repro_tools/**/*",
+    "templates/**/*",
+    "tutorial/**/*",
+    "tests/methods/*.py",
+)
 CACHES = ("__pycache__", "*.py[co]", "*.egg-info", ".*_cache", ".ipynb_checkpoints", ".DS_Store")
 LEFT_OUT = ("benchmarks", "reference_impl", "tests")
 """Folders of the repository that shipped pages name."""

@@ -31,13 +31,12 @@ from repro.run import (
     alone_in,
     describe,
     holds_run,
-    loaded,
     measure,
     networks,
     next_archive,
-    renewed,
     run_folder,
     save_tensors,
+    versions,
     write_record,
 )
 from repro.runtime import Runtime, World, arithmetic, deterministic, find_device
@@ -139,11 +138,11 @@ def evaluate_anew(run: Finished, runtime: Runtime) -> Outcome:
 
 def _evaluate_anew(run: Finished, runtime: Runtime) -> Outcome:
     with _threads_of(run.record, runtime), deterministic(runtime.device), arithmetic("float32"):
-        origin, before = describe(run.now.project.root, runtime), loaded()
+        origin = describe(run.now.project.root, runtime)
         phases = networks(run.trained, run.seed, run.folder, runtime)
         models = {name: phase.networks for name, phase in phases.items()}
         evaluation, seconds = measure(run.now, run.seed, models, runtime)
-        origin = renewed(origin, before)
+        origin["versions"] = versions()
     metrics = {name: float(value) for name, value in evaluation.metrics.items()}
     archive = next_archive(run.folder)
     record = run.record | {

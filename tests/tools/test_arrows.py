@@ -89,15 +89,14 @@ repro.run.alone_in
 repro.run.describe
 repro.run.git_commit
 repro.run.holds_run
-repro.run.loaded
 repro.run.make_folder
 repro.run.measure
 repro.run.networks
 repro.run.next_archive
 repro.run.plan
-repro.run.renewed
 repro.run.run_folder
 repro.run.save_tensors
+repro.run.versions
 repro.run.write_record
 repro.runtime.Runtime
 repro.runtime.World

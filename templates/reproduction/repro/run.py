@@ -146,7 +146,7 @@ def _execute(
             print(f"{folder}: {line}", file=sys.stderr)
     world.barrier()
 
-    info, before = describe(plan.project.root, runtime), loaded()
+    info = describe(plan.project.root, runtime)
     with deterministic(runtime.device, runtime.determinism), arithmetic("float32"):
         results: dict[str, PhaseResult] = {}
         for number, phase in enumerate(phases, start=1):
@@ -155,7 +155,7 @@ def _execute(
             except Damaged as error:
                 raise BadInput(f"{error}; start phase {number} over with --resume-phase {number}") from None
         if world.first:
-            _evaluate(plan, seed, folder, runtime, results, fixed, info, before)
+            _evaluate(plan, seed, folder, runtime, results, fixed, info)
     return folder
 
 
@@ -188,7 +188,6 @@ def _evaluate(
     results: dict[str, PhaseResult],
     fixed: dict[str, Any],
     info: dict[str, Any],
-    before: frozenset[str],
 ) -> None:
     models = {name: result.networks for name, result in results.items()}
     evaluation, evaluation_s = measure(plan, seed, models, runtime)
@@ -201,7 +200,8 @@ def _evaluate(
         "config_hash": digest(plan.config),
         "departures": [str(change) for change in plan.departures],
         **fixed,
-        **renewed(info, before),
+        **info,
+        "versions": versions(),
         "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()}
         | {"evaluate": round(evaluation_s, 2)},
         "prepare_s": {name: round(result.prepare_s, 2) for name, result in results.items()},
@@ -442,11 +442,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def describe(root: Path, runtime: Runtime) -> dict[str, Any]:
-    """Plain data about this process: command, commit, versions, machine, start time."""
+    """Plain data about this process: command, commit, machine, start time."""
     return {
         "command": " ".join(["repro", *sys.argv[1:]]),
         "commit": _commit_of_this_process(root),
-        "versions": _versions(),
         "machine": machine(runtime.device),
         "processes": runtime.world.size,
         "determinism": runtime.determinism,
@@ -461,17 +460,6 @@ def _commit_of_this_process(root: Path) -> str:
     return git_commit(root)
 
 
-def loaded() -> frozenset[str]:
-    """The names of all packages of which this process has imported something."""
-    return frozenset(name.partition(".")[0] for name in sys.modules)
-
-
-def renewed(info: dict[str, Any], before: frozenset[str]) -> dict[str, Any]:
-    """`info` with the versions of what was imported since `before` was all that was loaded: a data set's
-    reader, a metric."""
-    return info if loaded() <= before else info | {"versions": _versions()}
-
-
 def git_commit(root: Path) -> str:
     """The commit of the code, with "+changes" when tracked files differ from it, "none" outside a
     repository."""
@@ -481,7 +469,8 @@ def git_commit(root: Path) -> str:
     return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of every distribution that this process has imported something of until now."""
     return {"python": platform.python_version(), **imported_versions()}
 
 
