@@ -33,6 +33,7 @@ FILES = {
     "requirements/torch-cuda.lock",
     "spec.yaml",
     "tests/conftest.py",
+    "tests/test_engine.py",
     "tests/test_method.py",
     "tests/test_project.py",
 }
@@ -62,6 +63,16 @@ def test_the_files_are_these_and_the_kit_is_copied_byte_for_byte(rendered):
     modules = {f"method/{name}.py" for name in MODULES}
     assert files(project) == FILES | modules | OF_PRESET[preset] | set(kit)
     assert all((project / name).read_bytes() == path.read_bytes() for name, path in kit.items())
+
+
+def test_the_method_is_what_one_sees(rendered):
+    """`repro new` adds two files: the tools, and their hash."""
+    _, project = rendered
+    own = [name for name in files(project) if not name.startswith(("tests/", "reports/"))]
+    assert len(own) + 2 <= 40 + (rendered[0] == "classification") * 2 + (rendered[0] == "generative")
+    engine = list((project / "repro").glob("*.py"))
+    assert len(engine) <= 14
+    assert max(len(line) for path in engine for line in path.read_text(encoding="utf-8").splitlines()) <= 110
 
 
 def test_nothing_of_the_template_language_is_left(rendered):

@@ -8,6 +8,7 @@ from toy_project import python_path
 
 import repro
 from repro_tools.cli import main
+from repro_tools.project import INTERFACES
 
 ENGINE = "import sys\nINTERFACE = {interface}\n"
 ASK = (
@@ -16,7 +17,7 @@ ASK = (
 )
 
 
-def engine_in(folder, interface=1):
+def engine_in(folder, interface=INTERFACES[0]):
     (folder / "repro").mkdir(parents=True)
     (folder / "repro/__init__.py").write_text(ENGINE.format(interface=interface))
 
@@ -57,10 +58,10 @@ def test_an_engine_that_is_not_where_it_was_said_to_be_is_named(project, capsys)
     assert f"tool.repro.engine: found no {project / 'gone/repro/__init__.py'}, expected" in told(project, capsys)
 
 
-@pytest.mark.parametrize("interface", [2, None])
+@pytest.mark.parametrize("interface", [1, INTERFACES[-1] + 1, None])
 def test_an_engine_of_another_interface_is_refused_in_one_line(project, capsys, monkeypatch, interface):
     monkeypatch.setattr(repro, "INTERFACE", interface)
-    assert f"{repro.__file__}: INTERFACE: found {interface}, expected 1" in told(project, capsys)
+    assert f"{repro.__file__}: INTERFACE: found {interface}, expected {INTERFACES[0]}" in told(project, capsys)
 
 
 def test_without_an_engine_one_line_says_so(project):
