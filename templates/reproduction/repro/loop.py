@@ -239,7 +239,7 @@ class PhaseResult:
     prepare_s: float
     peak_device_bytes: int
     sessions: list[Session]
-    """Where each process began that trained it, and under which Python and torch; of one of version 0.1 nothing."""
+    """Where each process began that trained it, and its Python and torch; nothing for one of version 0.1."""
 
 
 def run_phase(
