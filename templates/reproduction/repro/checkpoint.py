@@ -117,8 +117,8 @@ def load(path: Path) -> dict[str, Any]:
 def pretrained(path: Path, sha256: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file from elsewhere, by name: the weights that a phase begins with.
 
-    Raises BadInput when the file is not there or is another one than the SHA-256 says. A pickle (.pth, .bin) is
-    refused: to read one is to run it.
+    Raises BadInput when the file is not there or is another one than the SHA-256 says. A pickle (.pth, .bin)
+    is refused: to read one is to run it.
     """
     try:
         with path.open("rb") as file:
