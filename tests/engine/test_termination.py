@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from forked import end, start
 from toy_method import Config, Constant, Line
-from toy_project import CONFIG
+from toy_project import CONFIG, python_path
 
 from repro import checkpoint, loop, run
 from repro.__main__ import main
@@ -280,3 +281,19 @@ def test_a_run_that_is_just_being_started_is_told_too_and_no_other_starts(projec
     )
     assert cli.main(["run", "toy", "--seeds", "0", "1", "2", "--jobs", "1"]) == 143
     assert [event.is_set() for event in told] == [True]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [("SIGTERM", 143, "ended by SIGTERM"), ("SIGINT", 130, "interrupted")]
+)
+def test_a_signal_while_modules_are_imported_ends_without_a_traceback(number, code, words, tmp_path):
+    """Half a module is no place to raise an exception in."""
+    (tmp_path / "half.py").write_text(
+        f"import os, signal\nos.kill(os.getpid(), signal.{number})\nraise AssertionError\n"
+    )
+    lines = "from repro.errors import ending_at_once\nwith ending_at_once():\n    import half"
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), python_path()])}
+    done = subprocess.run([sys.executable, "-c", lines], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "")
+    (line,) = done.stderr.splitlines()
+    assert line == f"repro: {words}; go on with the same command and --resume"

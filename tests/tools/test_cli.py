@@ -509,3 +509,21 @@ def test_two_seeds_of_one_process_name_one_commit_though_somebody_commits_betwee
     for seed in (0, 1):
         folder = execute(planned, seed, project / "runs", runtime, resume=False, resume_phase=None)
         assert json.loads((folder / "record.json").read_text())["commit"] == "as read"
+
+
+class KilledJob:
+    """In place of subprocess.Popen: a child that the system kills, behind a line about something else."""
+
+    def __init__(self, command, stdout, stderr, env):
+        stdout.write(b"main: pool_size: 64 -> 32\n")
+
+    def wait(self):
+        return -9
+
+
+def test_a_job_that_was_killed_is_told_as_that_and_how_to_go_on(project, capfd, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", KilledJob)
+    assert main(["run", "toy", "--seeds", "0", "1", "--device", "cpu"]) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if "seed" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("repro: toy seed 0: killed by SIGKILL; the same command with --resume goes on (see ")
