@@ -112,7 +112,9 @@ def said(cell):
 
 def states(runs):
     return {
-        path.parent.name: {name: weight.numpy().tobytes() for name, weight in checkpoint.load(path)["networks"]["model"].items()}
+        path.parent.name: {
+            name: weight.numpy().tobytes() for name, weight in checkpoint.load(path)["networks"]["model"].items()
+        }
         for path in sorted(runs.glob("toy/seed-0/*/model.safetensors"))
     }
 
