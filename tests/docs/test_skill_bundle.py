@@ -145,6 +145,7 @@ def small_repository(folder: Path) -> Path:
         "pyproject.toml",
         "repro_tools/__init__.py",
         "copier.yml",
+        "tests/methods/wgan_gp.py",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("# Page\n")
