@@ -21,7 +21,12 @@ class NotMeasured(Exception):
 
 def own_loops(phases: Iterable[Phase[Any]]) -> list[str]:
     """The names of the phases that have a loop of their own."""
-    return [phase.name for phase in phases if not isinstance(phase, SingleLossPhase)]
+    return [phase.name for phase in phases if has_own_loop(phase)]
+
+
+def has_own_loop(phase: Phase[Any]) -> bool:
+    """Whether more belongs to its step than a minibatch and a loss: also where there is one loss, on what a round made."""
+    return not isinstance(phase, SingleLossPhase) or phase.collect_every > 0
 
 
 def require_single_loss(phases: Iterable[Phase[Any]], experiment: str) -> list[SingleLossPhase]:

@@ -29,6 +29,7 @@ from repro.errors import BadInput
 from repro.phases import Networks, Phase, SingleLossPhase
 from repro.runtime import Runtime, World
 from repro.update import Update
+from repro_tools.own_loop import has_own_loop
 
 CPU = torch.device("cpu")
 FLOAT32_ON_CUDA = re.compile(
@@ -102,7 +103,7 @@ class Rehearsal:
     """
 
     def __init__(self, phase: Phase, earlier: Mapping[str, Networks], processes: int = 1, device: torch.device = CPU):
-        if not isinstance(phase, SingleLossPhase):
+        if not isinstance(phase, SingleLossPhase) or has_own_loop(phase):
             raise CannotRehearse(f"phase {phase.name}: not measured: own loop")
         self.phase, self._device, self._earlier, self._processes = phase, device, earlier, processes
         self._state = phase.setup(earlier)

@@ -24,6 +24,7 @@ from repro.randomness import Draw, seed_global_generators
 from repro.runtime import Runtime, arithmetic, deterministic
 from repro.update import Update
 from repro_tools.failure import describe
+from repro_tools.own_loop import has_own_loop
 from repro_tools.preflight.checks import Findings
 from repro_tools.table import listed
 
@@ -112,7 +113,7 @@ def _look_at_minibatches(trial: Trial, index: int, models: dict[str, Networks], 
     phase.release()
     problem = _fault_of_draws(trial, index, models, of_round, first, again, second)
     findings.judge("minibatch", problem, phase=phase.name)
-    if not isinstance(phase, SingleLossPhase):
+    if has_own_loop(phase):
         findings.not_measured_all(("overrides", "rehearsal"), OWN_LOOP, phase.name)
         return signature(first)
     _look_at_batch_size(trial, index, models, len(next(iter(first.values()))), findings)

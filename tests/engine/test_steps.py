@@ -197,3 +197,15 @@ def test_draws_within_a_step_are_a_function_of_its_number():
     assert torch.equal(drawn(4, "rollout"), drawn(4, "rollout"))
     assert not torch.equal(drawn(4, "rollout"), drawn(5, "rollout"))
     assert not torch.equal(drawn(4, "rollout"), drawn(4, "assignment"))
+
+
+def test_a_clipped_step_of_fp16_may_find_no_gradient_at_all():
+    """Layers that rest: the scaler unscales an optimiser once before it steps, and here it never steps."""
+    one, (network, sgd), (resting, other) = update("fp16"), pair(), pair()
+    for step in range(2):
+        one.begin(step)
+        one.backward(network(X).mean())
+        one.step(sgd, clip=1.0)
+        one.step(other, clip=1.0)
+        one.end([])
+    assert resting.weight == 1

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import toy_method
+import toy_project
 from own_loop_method import CONFIG
+from toy_method import Line
 from toy_project import SPEC, write_yaml
 
 from repro.checkpoint import load
+from repro.config import validate
 from repro_tools.cli import main
-from repro_tools.own_loop import EXIT_NOT_MEASURED
+from repro_tools.memory.fake import CannotRehearse, Rehearsal
+from repro_tools.own_loop import EXIT_NOT_MEASURED, own_loops
 
 
 @dataclass
@@ -88,3 +93,14 @@ def test_two_loops_run_are_listed_judged_and_have_their_curves(project, capsys):
     assert main(["report"]) == 0
     assert main(["evaluate", "toy"]) == 0
     assert "2 of 2 metrics as before" in capsys.readouterr().out
+
+
+class OneLossOnRounds(Line):
+    collect_every = 4
+
+
+def test_one_loss_on_what_a_round_made_is_another_loop_too():
+    config = validate(toy_method.Config, toy_project.CONFIG, "toy")
+    assert own_loops([OneLossOnRounds(config), Line(config)]) == ["line"]
+    with pytest.raises(CannotRehearse, match="phase line: not measured: own loop"):
+        Rehearsal(OneLossOnRounds(config), {})

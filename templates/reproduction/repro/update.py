@@ -132,14 +132,14 @@ class Update:
         else:
             self._sum_over_processes(weights)
         self._stepped[id(optimiser)] = self._backwards
-        if clip is not None:
-            self.scaler.unscale_(optimiser)
-            nn.utils.clip_grad_norm_(weights, clip)
         if not self.scaler.is_enabled():
+            if clip is not None:
+                nn.utils.clip_grad_norm_(weights, clip)
             optimiser.step()
-        elif any(
-            weight.grad is not None for weight in weights
-        ):  # the scaler takes no step without a gradient
+        elif any(weight.grad is not None for weight in weights):  # the scaler refuses a step without one
+            if clip is not None:
+                self.scaler.unscale_(optimiser)
+                nn.utils.clip_grad_norm_(weights, clip)
             self.scaler.step(optimiser)
             self._scale_used = True
         _clear(weights)
