@@ -87,7 +87,7 @@ def allowances(found: Footprint, part: Part, processes: int = 1) -> list[Allowan
     if processes > 1:
         made.append(
             Allowance(
-                "gradient buckets", found.gradients, "one copy of the gradients, as DistributedDataParallel keeps"
+                "gradient buckets", found.gradients, "one flat copy of the gradients, in which they are added up"
             )
         )
     return made
