@@ -86,9 +86,7 @@ def allowances(found: Footprint, part: Part, processes: int = 1) -> list[Allowan
         made.append(Allowance("convolution workspace", CONVOLUTION_WORKSPACE, "assumed; cuDNN chooses it by algorithm"))
     if processes > 1:
         made.append(
-            Allowance(
-                "gradient buckets", found.gradients, "one flat copy of the gradients, in which they are added up"
-            )
+            Allowance("gradient buckets", found.gradients, "one flat copy of the gradients, in which they are added up")
         )
     return made
 
