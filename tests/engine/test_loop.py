@@ -139,6 +139,19 @@ def test_a_run_that_is_killed_in_a_round_or_at_its_border_resumes_with_the_data_
     assert not list((tmp_path / "killed").glob("round-*")), "rounds of a finished phase are swept"
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_state_whose_round_is_damaged_gives_way_to_the_one_before_it(damage, tmp_path, capsys):
+    whole = run(Rounds(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(KilledAt(5), tmp_path / "killed")
+    newest = checkpoint.load(tmp_path / "killed" / RUNNING)["round"]["file"]
+    damage(tmp_path / "killed" / newest)
+    resumed = run(Rounds(), tmp_path / "killed")
+    assert "goes on from the state before it, step 4" in capsys.readouterr().err
+    assert resumed.curves == whole.curves
+    assert_same_bits(dict(resumed.networks.state_dict()), dict(whole.networks.state_dict()))
+
+
 def test_files_of_rounds_do_not_pile_up(tmp_path):
     with pytest.raises(Stopped):
         run(KilledAt(11), tmp_path)

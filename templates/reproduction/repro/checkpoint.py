@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,17 +143,23 @@ def previous(path: Path) -> Path:
     return path.with_stem(path.stem + ".previous")
 
 
-def newest(path: Path) -> tuple[dict[str, Any], str | None] | None:
+def newest(
+    path: Path, beside: Callable[[dict[str, Any]], Path | None] = lambda state: None
+) -> tuple[dict[str, Any], str | None] | None:
     """The newest sound state of `path` and `previous(path)`; None when neither exists.
 
-    Beside it what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none
-    is sound.
+    `beside` gives the file that a state needs as well; a state without a sound one is not sound. Returned with
+    it is what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none is
+    sound.
     """
     problems: list[str] = []
     for candidate in (path, previous(path)):
         if os.path.lexists(candidate):
             try:
-                return load(candidate), problems[0] if problems else None
+                state = load(candidate)
+                if (needed := beside(state)) is not None:
+                    load(needed)
+                return state, problems[0] if problems else None
             except Damaged as error:
                 problems.append(str(error))
     if problems:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -396,7 +397,7 @@ def load_networks(networks: Networks, state: Mapping[str, Any]) -> None:
 def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict[str, Any] | None:
     """The newest sound state of a running phase, None before the first. Says when a damaged one was passed
     over."""
-    found = checkpoint.newest(running)
+    found = checkpoint.newest(running, partial(_round_file, folder=running.parent))
     if found is None:
         return None
     state, problem = found
@@ -415,6 +416,12 @@ def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict
         kept = f"goes on from the state before it, step {step}; the damaged one is now {now}"
         print(f"repro: warning: {problem}; {kept}", file=sys.stderr)
     return state
+
+
+def _round_file(state: dict[str, Any], folder: Path) -> Path | None:
+    """Where the data of the round lie that a running state is in, if they have a file."""
+    file = (state.get("round") or {}).get("file")
+    return None if file is None else folder / file
 
 
 def _matching(state: dict[str, Any], path: Path, identity: dict[str, Any]) -> dict[str, Any]:
