@@ -148,9 +148,9 @@ def newest(
 ) -> tuple[dict[str, Any], str | None] | None:
     """The newest sound state of `path` and `previous(path)`; None when neither exists.
 
-    `beside` gives the file that a state needs as well; a state without a sound one is not sound. Returned with
-    it is what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none is
-    sound.
+    `beside` gives the file that a state needs as well; a state without a sound one is not sound. Returned
+    with it is what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none
+    is sound.
     """
     problems: list[str] = []
     for candidate in (path, previous(path)):
