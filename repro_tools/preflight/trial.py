@@ -18,12 +18,13 @@ from torch import Tensor
 from repro import checkpoint
 from repro import state as states
 from repro.config import Pace
-from repro.loop import RUNNING, Loop, PhaseResult, run_phase
+from repro.loop import RUNNING, PhaseResult, run_phase
 from repro.phases import Networks, Phase, SingleLossPhase, SingleLossState
 from repro.randomness import Draw, seed_global_generators
 from repro.runtime import Runtime, arithmetic, deterministic
 from repro.update import Update
 from repro_tools.failure import describe
+from repro_tools.minibatch import draw, first_round
 from repro_tools.own_loop import has_own_loop
 from repro_tools.preflight.checks import Findings
 from repro_tools.table import listed
@@ -70,21 +71,6 @@ def try_phases(trial: Trial, findings: Findings) -> tuple[dict[str, Networks], d
     return models, signatures
 
 
-def draw(phase: Phase, step: int, seed: int, collected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The minibatch of a step, from the draw that a run gives; `collected` is what the round made."""
-    given = Draw(seed, phase.stream, "draws", step, step=step, round_step=step, collected=collected)
-    return dict(phase.minibatch(step, given))
-
-
-def collected(phase: Phase, trial: Trial, models: Mapping[str, Networks]) -> Mapping[str, Tensor]:
-    """What the first round of a prepared phase makes; nothing without rounds."""
-    if not phase.collect_every:
-        return {}
-    loop = Loop(phase, seed=trial.seed, runtime=trial.runtime, earlier=models)
-    loop.collect_if_due()
-    return loop.round.rows if loop.round else {}
-
-
 def prepared(phase: Phase, trial: Trial, models: Mapping[str, Networks], name: str) -> Phase:
     """The phase after `prepare`, with the global generators as a run has them then."""
     scratch = trial.folder / "minibatches" / phase.name / name
@@ -104,7 +90,7 @@ def in_words(found: Signature) -> str:
 
 def _look_at_minibatches(trial: Trial, index: int, models: dict[str, Networks], findings: Findings) -> Signature:
     phase = prepared(trial.phases()[index], trial, models, "one")
-    of_round = collected(phase, trial, models)
+    of_round = first_round(phase, trial.seed, trial.runtime, models)
     seed_global_generators("one")
     first = draw(phase, 0, trial.seed, of_round)
     seed_global_generators("another")
@@ -171,7 +157,8 @@ def _look_at_batch_size(trial: Trial, index: int, models: dict[str, Networks], r
         findings.passed("overrides", "iterations; it has no batch_size", name)
         return
     phase = prepared(trial.wider()[index], trial, models, "wider")
-    wide = len(next(iter(draw(phase, 0, trial.seed).values())))
+    of_round = first_round(phase, trial.seed, trial.runtime, models)
+    wide = len(next(iter(draw(phase, 0, trial.seed, of_round).values())))
     phase.release()
     size = trial.batch_sizes[name]
     problem = None
