@@ -7,12 +7,14 @@ from functools import partial
 
 import pytest
 import torch
+from pools import pool_of
 from proof import Proof
 
 from nsgf import data, images, laws
 from nsgf.phases import make_phases
 from repro.config import load
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")
 
@@ -31,7 +33,7 @@ SAME_UNTIL_ONE = {name: sizes | {"straight_flow": sizes["velocity_field"]} for n
 EXPERIMENTS = list(DIFFERENT)
 
 
-def check(experiment, project, tmp_path, sizes=DIFFERENT):
+def check(experiment, project, sizes=DIFFERENT):
     """The network of every phase gets as many examples as the phase's configuration says, phase after phase, step after step."""
     sizes = sizes[experiment]
     settings = [
@@ -48,12 +50,10 @@ def check(experiment, project, tmp_path, sizes=DIFFERENT):
         got = []
         model = phase.make_model()
         model.register_forward_hook(lambda _, inputs, output: got.extend(map(len, (*inputs, output))))
-        scratch = tmp_path / phase.name
-        scratch.mkdir()
-        phase.prepare(0, scratch, {})
         try:
+            pool = pool_of(phase, 0)
             for step in range(2):
-                phase.loss(model, phase.minibatch(step, torch.Generator().manual_seed(step)))
+                phase.loss(model, draw(phase, step, 0, pool))
         except RuntimeError as error:
             raise AssertionError(f"{phase.name}: {error}") from error
         assert set(got) == {sizes[phase.name]}, (
@@ -61,9 +61,9 @@ def check(experiment, project, tmp_path, sizes=DIFFERENT):
         )
 
 
-def check_equal_until_one(experiment, project, tmp_path):
+def check_equal_until_one(experiment, project):
     """The sizes differ first where a batch is of one: it fits any other by broadcasting."""
-    check(experiment, project, tmp_path, SAME_UNTIL_ONE)
+    check(experiment, project, SAME_UNTIL_ONE)
 
 
 def cached_loader(monkeypatch):
@@ -159,13 +159,13 @@ def test_proof(case):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_equal_sizes(project, tmp_path, experiment):
-    check(experiment, project, tmp_path, EQUAL)
+def test_equal_sizes(project, experiment):
+    check(experiment, project, EQUAL)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("plant", [cached_loader, cached_images, cached_size])
-def test_equal_sizes_would_hide_the_mistake(monkeypatch, project, tmp_path, plant, experiment):
+def test_equal_sizes_would_hide_the_mistake(monkeypatch, project, plant, experiment):
     """Why the sizes differ in this test: the shipped configurations have one size for all phases."""
     plant(monkeypatch)
-    check(experiment, project, tmp_path, EQUAL)
+    check(experiment, project, EQUAL)

@@ -54,7 +54,7 @@ def spied(phase, patch):
     spy(phase, "loss", {"graph": lambda given: given[-1]})
     spy(phase, "setup", {"averaged weights": lambda given: given[-1].average.module} if phase.options.ema_decay else {})
     if isinstance(phase, VelocityField):
-        spy(phase, "prepare", {"pool": lambda _: phase.pool._rows})
+        spy(phase, "collect", {"pool": lambda given: given[-1]["x_t"].untyped_storage()})
     if isinstance(phase.laws, ImageLaws):
         spy(phase, "minibatch", {"images": lambda _: phase.laws._stored.pixels})
     return made
@@ -88,7 +88,14 @@ def check(experiment, project, tmp_path):
 
 
 def pool_kept(monkeypatch):
-    monkeypatch.setattr(VelocityField, "release", lambda self: None)
+    """The phase keeps what it built."""
+    real = VelocityField.collect
+
+    def collect(self, *arguments):
+        self.pool = real(self, *arguments)
+        return self.pool
+
+    monkeypatch.setattr(VelocityField, "collect", collect)
 
 
 def optimiser_kept(monkeypatch):
@@ -126,7 +133,8 @@ def gradients(monkeypatch):
     change_finished_networks(monkeypatch, lambda model: model.requires_grad_(True))
 
 
-def attribute_deleted(monkeypatch):
+def pool_kept_until_the_phase_ends(monkeypatch):
+    pool_kept(monkeypatch)
     monkeypatch.setattr(VelocityField, "release", lambda self: delattr(self, "pool"))
 
 
@@ -145,7 +153,7 @@ PROOFS = [
             training_mode: "velocity_field: its network is handed on in training mode",
             gradients: "velocity_field: its network is handed on with gradients",
         },
-        [attribute_deleted, numbers_kept],
+        [pool_kept_until_the_phase_ends, numbers_kept],
     ),
     Proof(
         partial(check, "digits"),

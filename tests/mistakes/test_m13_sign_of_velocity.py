@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from pools import pool_of
 from proof import Proof
 from torch import nn
 
@@ -18,6 +19,7 @@ from nsgf.phases import VelocityField
 from repro.config import load
 from repro.randomness import generator
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw
 
 CPU = Runtime(torch.device("cpu"))
 SEED = 0
@@ -48,7 +50,7 @@ def targets(phase, batch):
 def check_flow(project, implementation):
     """The Sinkhorn divergence to the targets, of which v is the descent, falls until they are reached; and every v_t points forward."""
     phase = phase_1(project, f"sinkhorn.implementation={implementation}")
-    rows = list(phase.trajectory(SEED, 0))
+    rows = list(phase.trajectory(0))
     divergences = [sinkhorn_divergence(one["x_t"], targets(phase, 0), blur=0.25, scaling=0.8) for one in rows]
     arrived = 0.01 * divergences[0]  # the annealing is truncated: at the target the divergence wavers
     assert all(b < max(a, arrived) for a, b in zip(divergences, divergences[1:], strict=False)), (
@@ -73,7 +75,7 @@ class Constant(nn.Module):
 def fitted(phase):
     """A network that has learned what the loss asks for. The mean square of (v - v_i) has the gradient v - mean(v_i): one step lands there."""
     model = Constant()
-    phase.loss(model, phase.build_pool(SEED).columns).backward()
+    phase.loss(model, pool_of(phase, SEED)).backward()
     model.v.data -= model.v.grad
     return model
 
@@ -192,9 +194,9 @@ def test_proof(case):
 def trained(phase, steps=300, rate=0.1, last=50):
     """A network after plain gradient descent, and the mean of its last losses."""
     torch.manual_seed(SEED)
-    model, phase.pool, losses = phase.make_model(), phase.build_pool(SEED), []
+    model, pool, losses = phase.make_model(), pool_of(phase, SEED), []
     for step in range(steps):
-        loss = phase.loss(model, phase.minibatch(step, generator(SEED, step)))
+        loss = phase.loss(model, draw(phase, step, SEED, pool))
         for p, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
             p.data -= rate * gradient
         losses.append(loss.item())

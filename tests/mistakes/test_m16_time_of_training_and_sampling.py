@@ -6,6 +6,7 @@ When samples are drawn, a network is asked only for times that it was trained at
 from functools import partial
 
 import torch
+from pools import pool_of
 from proof import Proof
 from torch import nn
 
@@ -14,6 +15,7 @@ from nsgf.flow import FlowState
 from nsgf.laws import Laws
 from repro.config import load
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw
 
 CPU = torch.device("cpu")
 SETTINGS = ["phases.*.pool.batches=1", "phases.*.pool.batch_size=1", "phases.*.batch_size=1024", "nsgf_plus_plus.sinkhorn_steps=3"]  # fmt: skip
@@ -67,7 +69,7 @@ class Predictor(nn.Module):
         return self.times[(x.flatten(1)[:, :1] - self.places).abs().argmin(1)]
 
 
-def check(project, tmp_path, experiment):
+def check(project, experiment):
     """Each phase teaches its network with a minibatch; then the evaluation asks the networks."""
     settings = [*SETTINGS, *OF_EXPERIMENT[experiment]]
     config, _ = load(project.config_class(experiment), project.experiments()[experiment], settings)
@@ -76,10 +78,8 @@ def check(project, tmp_path, experiment):
         if phase.name == "feature_classifier":
             continue
         phase.laws, phase.velocity = FromZeroToOne(phase.laws.shape), lambda x, y: y
-        (tmp_path / phase.name).mkdir()
-        phase.prepare(0, tmp_path / phase.name, {})
         networks[phase.name] = Predictor() if phase.name == "time_predictor" else Field()
-        networks[phase.name].learn(phase, phase.minibatch(0, torch.Generator().manual_seed(0)))
+        networks[phase.name].learn(phase, draw(phase, 0, 0, pool_of(phase, 0)))
     if experiment == "digits":
         evaluate_images.generate(config, networks, torch.zeros(2, 1, 8, 8), 16, CPU)
     else:

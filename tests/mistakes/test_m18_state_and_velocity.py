@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from pools import pool_of
 from proof import Proof
 from torch import nn
 
@@ -33,7 +34,7 @@ def phase_1(project, experiment, *more):
 
 def minibatches(phase, n=N):
     """(x_0, y, rows) of each minibatch: what was drawn for it, and its entries in the pool, images as points."""
-    columns = phase.build_pool(SEED).columns.items()
+    columns = pool_of(phase, SEED).items()
     for batch in range(BATCHES):
         x_0, y = phase.laws.draw(n, generator(SEED, phase.name, "pool", batch))
         own = slice(batch * phase.entries_of_batch, (batch + 1) * phase.entries_of_batch)

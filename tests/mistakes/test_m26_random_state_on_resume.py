@@ -65,8 +65,8 @@ def random_state_saved_with_the_weights(monkeypatch):
     all_seeded_once_a_process(monkeypatch)
     save, load = checkpoint.save, loop.Loop.restore
 
-    def restore(self, before, folder):
-        load(self, before, folder)
+    def restore(self, before):
+        load(self, before)
         torch.set_rng_state(before["random"])
 
     monkeypatch.setattr(checkpoint, "save", lambda path, state: save(path, state | {"random": torch.get_rng_state()}))

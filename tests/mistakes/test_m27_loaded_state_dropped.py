@@ -105,9 +105,9 @@ def kept_in_a_variable(monkeypatch):
 def kept_by_the_optimisers_owner(monkeypatch):
     real = loop.Loop.restore
 
-    def restore(self, before, folder):
+    def restore(self, before):
         self.before = before
-        real(self, before, folder)
+        real(self, before)
 
     monkeypatch.setattr(loop.Loop, "restore", restore)
 
@@ -138,7 +138,7 @@ def numbers_kept(monkeypatch):
 def moments_copied(monkeypatch):
     """As on a GPU: the optimiser has moments of its own, and those that were read go."""
     real = loop.Loop.restore
-    copied = lambda self, before, folder: real(self, tree_map_only(torch.Tensor, torch.clone, before), folder)  # noqa: E731
+    copied = lambda self, before: real(self, tree_map_only(torch.Tensor, torch.clone, before))  # noqa: E731
     monkeypatch.setattr(loop.Loop, "restore", copied)
 
 

@@ -97,9 +97,9 @@ def optimiser_left_out(monkeypatch):
     """Moments, and the count that corrects their bias, begin anew."""
     real = loop.Loop.restore
 
-    def restore(self, before, folder):
+    def restore(self, before):
         without = before["state"]["optimiser"] | {"state": {}}
-        real(self, before | {"state": before["state"] | {"optimiser": without}}, folder)
+        real(self, before | {"state": before["state"] | {"optimiser": without}})
 
     monkeypatch.setattr(loop.Loop, "restore", restore)
 
@@ -121,12 +121,12 @@ def a_step_to_make_the_moments(monkeypatch):
     """An idle step before the state is loaded, so that there are moments to load into. What is loaded replaces its count."""
     real = loop.Loop.restore
 
-    def restore(self, before, folder):
+    def restore(self, before):
         for parameter in self.state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.state.optimiser.step()
         self.state.optimiser.zero_grad()
-        real(self, before, folder)
+        real(self, before)
 
     monkeypatch.setattr(loop.Loop, "restore", restore)
 

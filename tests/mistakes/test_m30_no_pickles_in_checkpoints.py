@@ -49,7 +49,8 @@ def check_load(state, disguise, tmp_path):
     path, executed = tmp_path / state, tmp_path / "executed"
     if disguise == "safetensors":
         tree = json.dumps({"object": base64.b64encode(pickled(Hostile(executed))).decode()})
-        seal = {"format": checkpoint.FORMAT, "tree": tree, "sha256": checkpoint._checksum(tree, {})}
+        form = checkpoint.FORMAT
+        seal = {"format": form, "tree": tree, "sha256": checkpoint._checksum(tree, {}, form)}
         save_file({}, path, metadata=seal)
     else:
         path.write_bytes({"pickle": pickled, "torch": saved_by_torch}[disguise](Hostile(executed)))

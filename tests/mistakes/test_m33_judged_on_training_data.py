@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from pools import pool_of
 from proof import Proof
 from tiny_project import POINTS, merged, write_project
 from torch import nn
@@ -20,6 +21,7 @@ from repro import randomness, run
 from repro.config import load
 from repro.method import find_project
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw
 
 CPU = torch.device("cpu")
 SEED = 0
@@ -123,11 +125,9 @@ def check_points(tmp_path):
     trained, networks = set(), {}
     for phase in planned.project.method.phases(planned.config, runtime):
         networks[phase.name] = phase.make_model()
-        (tmp_path / phase.name).mkdir()
-        phase.prepare(SEED, tmp_path / phase.name, {})
-        draws = [phase.minibatch(step, randomness.generator(SEED, phase.name, "draws", step)) for step in range(5)]
-        pool = getattr(phase, "pool", None)
-        for column in [*(part for draw in draws for part in draw.values()), *(pool.columns.values() if pool else ())]:
+        pool = pool_of(phase, SEED)
+        batches = [draw(phase, step, SEED, pool) for step in range(5)]
+        for column in [*(column for batch in batches for column in batch.values()), *pool.values()]:
             trained |= {row.numpy().tobytes() for row in column if row.ndim == 1}
         if pool:
             for batch in range(phase.config.pool.batches):

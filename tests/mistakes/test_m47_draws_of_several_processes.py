@@ -16,7 +16,6 @@ from repro import loop
 from repro.config import Pace
 from repro.run import plan
 from repro.runtime import Runtime, World
-from repro.update import Update
 
 STEPS, BATCH, SIZE = 3, 8, 2
 TINY = [f"phases.*.iterations={STEPS}", f"phases.*.batch_size={BATCH}", "phases.*.network.width=8"]
@@ -43,12 +42,12 @@ def trained_on(rank, size, config, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", str(rank))
         patch.setattr(World, "sum_gradients", lambda self, weights: None)
-        patch.setattr(World, "mean", lambda self, value: value)
+        patch.setattr(World, "total", lambda self, value: value * self.size)
         runtime = Runtime(torch.device("cpu"), world=World(rank, size))
         (phase,) = (phase for phase in methods.make_phases(config, runtime) if phase.name == "ot_cfm")
         phase.loss = noting(phase.loss)
         pace = Pace(log_every=STEPS, checkpoint_every=STEPS)
-        loop._train(phase, folder, {}, 0, runtime, pace, {}, Update)
+        loop._train(loop.Loop(phase, seed=0, runtime=runtime, earlier={}, folder=folder), folder, {}, pace)
     return rows, seeds
 
 

@@ -73,7 +73,7 @@ def told_apart_as_text(monkeypatch):
     def call(self, parser, space, values, option=None):
         setattr(space, self.dest, [int(value) for value in dict.fromkeys(values)])
 
-    monkeypatch.setattr(command_line, "seed", str)
+    monkeypatch.setitem(command_line.OPTIONS["--seeds"], "type", str)
     monkeypatch.setattr(command_line.Seeds, "__call__", call)
 
 
