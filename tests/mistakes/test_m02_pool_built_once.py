@@ -1,30 +1,29 @@
 """m02: the pool joined again at every step.
 
-Bytes that drawing a minibatch allocates depend on the minibatch, not on the pool; building a pool allocates one pool.
+Bytes that drawing a minibatch allocates depend on the minibatch, not on the pool, in memory and on the disk; building a pool allocates one pool.
 """
 
 from functools import partial
+from itertools import chain
 
-import pytest
 import torch
 from proof import Proof
 
-from nsgf.phases import make_phases
+from nsgf.phases import VelocityField, make_phases
+from repro import rounds
 from repro.config import load
-from repro.pool import Pool
+from repro.loop import Loop
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw
 
-COLUMNS = {"x": (2,), "v": (2,), "t": ()}
+CPU = Runtime(torch.device("cpu"))
 BATCH = 16
 EXPERIMENTS = ["2d-moons", "digits"]
 
 
-def filled_pool(capacity, pieces=10):
-    pool = Pool(capacity, COLUMNS)
-    size = capacity // pieces
-    for _ in range(pieces):
-        pool.add(x=torch.zeros(size, 2), v=torch.zeros(size, 2), t=torch.zeros(size))
-    return pool
+def phase_1(project, experiment, *settings):
+    config, _ = load(project.config_class(experiment), project.experiments()[experiment], list(settings))
+    return make_phases(config, CPU)[0]
 
 
 def bytes_made(storages, work):
@@ -33,134 +32,149 @@ def bytes_made(storages, work):
     return counted.made
 
 
-def check_sampling(storages, tmp_path):
-    draw = lambda pool: bytes_made(storages, lambda: pool.sample(BATCH, torch.Generator().manual_seed(0)))  # noqa: E731
-    small, large = filled_pool(100), filled_pool(10_000)
-    large.save(tmp_path / "pool.safetensors")
-    found = {
-        "100": draw(small),
-        "10000": draw(large),
-        "10000 from a file": draw(Pool.load(tmp_path / "pool.safetensors")),
-    }
-    needed = BATCH * (4 * (2 + 2 + 1) + 8)  # the rows in float32, and their indices
+def check_sampling(project, storages, tmp_path):
+    """In half precision, as a large pool may be stored."""
+    phase = phase_1(project, "2d-moons", f"phases.*.batch_size={BATCH}")
+
+    def pool(entries):
+        return {name: torch.zeros(entries, *shape, dtype=torch.float16) for name, shape in columns.items()}
+
+    columns = {"x_t": (2,), "v_t": (2,), "t": ()}
+    on_the_disk = rounds.read(tmp_path / rounds.write(tmp_path, pool(10_000)))
+    pools = {"100": pool(100), "10000": pool(10_000), "10000 on the disk": on_the_disk}
+    found = {name: bytes_made(storages, lambda pool=pool: draw(phase, 0, 0, pool)) for name, pool in pools.items()}
+    needed = BATCH * (8 + (2 + 2 + 1) * (2 + 4))  # indices, and the rows as they are stored and as they are trained on
     assert max(found.values()) <= 2 * needed, (
         f"drawing {BATCH} entries allocates by the size of the pool: {found} bytes, needed are {needed}"
     )
 
 
-def check_building(storages):
+def check_building(project, storages):
+    phase = phase_1(project, "2d-moons", "phases.*.pool.batches=20", "phases.*.pool.batch_size=64")
+    phase.velocity = lambda x, y: y - x  # that of the Sinkhorn flow needs memory of its own
+    loop = Loop(phase, seed=0, runtime=CPU, earlier={})
     with storages() as counted:
-        pool = Pool(1000, COLUMNS)
-        rows = {name: torch.zeros(100, *shape) for name, shape in COLUMNS.items()}
-        for _ in range(10):
-            pool.add(**rows)
-    assert counted.peak <= 1.2 * pool.nbytes, f"building peaks at {counted.peak / pool.nbytes:.1f} pools, expected one"
-
-
-def check_refusal():
-    pool = Pool(4, {"x": ()})
-    pool.add(x=torch.zeros(3))
-    try:
-        pool.sample(2, torch.Generator())
-    except ValueError as error:
-        assert str(error) == "pool: found 3 entries, expected all 4"
-    else:
-        raise AssertionError("a pool was sampled before it was full")
+        loop.collect_if_due()
+    pools = counted.peak / sum(column.nbytes for column in loop.round.rows.values())
+    assert pools <= 1.2, f"building peaks at {pools:.1f} pools, expected one"
 
 
 def check_phase(experiment, project, storages, tmp_path):
-    """The same for a whole training step of phase 1: its minibatch and its loss."""
+    """The same for a whole training step of phase 1, its pool on the disk: its minibatch and its loss."""
     made = {}
     for batches in (1, 20):
-        settings = [
+        phase = phase_1(
+            project,
+            experiment,
             "phases.*.pool.batch_size=16",
             f"phases.*.pool.batches={batches}",
             "phases.*.batch_size=8",
             "phases.velocity_field.flow.steps=2",
-        ]
-        config, _ = load(project.config_class(experiment), project.experiments()[experiment], settings)
-        phase = make_phases(config, Runtime(torch.device("cpu")))[0]
-        scratch = tmp_path / str(batches)
-        scratch.mkdir()
-        phase.prepare(0, scratch, {})
-        model = phase.make_model()
-        made[len(phase.pool)] = bytes_made(
-            storages, lambda: phase.loss(model, phase.minibatch(0, torch.Generator().manual_seed(0)))
         )
+        loop = Loop(phase, seed=0, runtime=CPU, earlier={}, folder=tmp_path / str(batches))
+        loop.collect_if_due()
+        step = lambda phase=phase, loop=loop: phase.loss(loop.state.model, loop.next_batch())  # noqa: E731
+        made[len(loop.round.rows["t"])] = bytes_made(storages, step)
     assert len(set(made.values())) == 1, f"a step of phase 1 allocates by the size of the pool: {made} bytes"
 
 
+def drawn_from(monkeypatch, change):
+    """A minibatch is drawn from what `change` makes of the columns."""
+    real = VelocityField.minibatch
+
+    def minibatch(self, step, draw):
+        draw.collected = {name: change(column) for name, column in draw.collected.items()}
+        return real(self, step, draw)
+
+    monkeypatch.setattr(VelocityField, "minibatch", minibatch)
+
+
 def joined_at_every_draw(monkeypatch):
-    real = Pool.sample
+    drawn_from(monkeypatch, lambda column: torch.cat(column.split(10)))
 
-    def sample(self, n, generator):
-        self._rows = torch.cat(self._rows.split(10))
-        return real(self, n, generator)
 
-    monkeypatch.setattr(Pool, "sample", sample)
+def converted_at_every_draw(monkeypatch):
+    """To the precision of the training, and only then are the rows taken."""
+    drawn_from(monkeypatch, torch.Tensor.double)
+
+
+def drawn_by(monkeypatch, numbers):
+    """`numbers` gives those of the rows, of how many there are, of the size of the minibatch, and of the generator."""
+
+    def minibatch(self, step, draw):
+        rows = numbers(len(draw.collected["t"]), self.config.batch_size, draw)
+        return {name: column[rows].float() for name, column in draw.collected.items()}
+
+    monkeypatch.setattr(VelocityField, "minibatch", minibatch)
 
 
 def shuffled_at_every_draw(monkeypatch):
-    real = torch.randint
-    shuffled = lambda high, size, generator: torch.randperm(high, generator=generator)[: size[0]]  # noqa: E731
-    monkeypatch.setattr(
-        "repro.pool.torch.randint",
-        lambda high, size, **rest: shuffled(high, size, **rest) if rest else real(high, size),
-    )
-
-
-def grown_by_joining(monkeypatch):
-    real = Pool.add
-
-    def add(self, **rows):
-        self._rows = torch.cat([self._rows])
-        real(self, **rows)
-
-    monkeypatch.setattr(Pool, "add", add)
-
-
-def sampled_before_it_is_full(monkeypatch):
-    real = Pool.sample
-
-    def sample(self, n, generator):
-        self._filled = len(self._rows)
-        return real(self, n, generator)
-
-    monkeypatch.setattr(Pool, "sample", sample)
-
-
-def own_copy(monkeypatch):
-    real = Pool.sample
-    monkeypatch.setattr(
-        Pool,
-        "sample",
-        lambda self, n, generator: {name: rows.clone() for name, rows in real(self, n, generator).items()},
-    )
+    drawn_by(monkeypatch, lambda rows, n, draw: torch.randperm(rows, generator=draw)[:n])
 
 
 def rows_in_order(monkeypatch):
-    real = torch.randint
-    monkeypatch.setattr("repro.pool.torch.randint", lambda *args, **rest: real(*args, **rest).sort().values)
+    drawn_by(monkeypatch, lambda rows, n, draw: torch.randint(rows, (n,), generator=draw).sort().values)
 
 
-def added_in_two_halves(monkeypatch):
-    real = Pool.add
+def own_copy(monkeypatch):
+    real = VelocityField.minibatch
+    copied = lambda *arguments: {name: rows.clone() for name, rows in real(*arguments).items()}  # noqa: E731
+    monkeypatch.setattr(VelocityField, "minibatch", copied)
 
-    def add(self, **rows):
-        middle = len(rows["x"]) // 2
-        real(self, **{name: column[:middle] for name, column in rows.items()})
-        real(self, **{name: column[middle:] for name, column in rows.items()})
 
-    monkeypatch.setattr(Pool, "add", add)
+def states_of(phase):
+    return chain.from_iterable(map(phase.trajectory, range(phase.config.pool.batches)))
+
+
+def grown_by_joining(monkeypatch):
+    def collect(self, state, update):
+        pool = {}
+        for rows in states_of(self):
+            pool = {name: torch.cat([pool[name], column]) for name, column in rows.items()} if pool else rows
+        return pool
+
+    monkeypatch.setattr(VelocityField, "collect", collect)
+
+
+def joined_at_the_end(monkeypatch):
+    def collect(self, state, update):
+        states = list(states_of(self))
+        return {name: torch.cat([rows[name] for rows in states]) for name in states[0]}
+
+    monkeypatch.setattr(VelocityField, "collect", collect)
+
+
+def filled_in_two_halves(monkeypatch):
+    """In tensors of its own, of the final size."""
+
+    def collect(self, state, update):
+        size, n = self.config.pool, self.config.pool.batch_size
+        count = size.batches * self.entries_of_batch
+        pool = {"x_t": torch.empty(count, 2), "v_t": torch.empty(count, 2), "t": torch.empty(count)}
+        for number, rows in enumerate(states_of(self)):
+            for name, column in rows.items():
+                for half, part in enumerate(column.chunk(2)):
+                    begin = number * n + half * (n // 2)
+                    pool[name][begin : begin + n // 2] = part
+        return pool
+
+    monkeypatch.setattr(VelocityField, "collect", collect)
 
 
 BY_SIZE = "drawing 16 entries allocates by the size of the pool: {'100': "
 STEP_BY_SIZE = "a step of phase 1 allocates by the size of the pool: {32: "
 CORRECT = [own_copy, rows_in_order]
 PROOFS = [
-    Proof(check_sampling, {joined_at_every_draw: BY_SIZE, shuffled_at_every_draw: BY_SIZE}, CORRECT),
-    Proof(check_building, {grown_by_joining: "building peaks at "}, [added_in_two_halves]),
-    Proof(check_refusal, {sampled_before_it_is_full: "a pool was sampled before it was full"}, CORRECT),
+    Proof(
+        check_sampling,
+        {joined_at_every_draw: BY_SIZE, shuffled_at_every_draw: BY_SIZE, converted_at_every_draw: BY_SIZE},
+        CORRECT,
+    ),
+    Proof(
+        check_building,
+        {grown_by_joining: "building peaks at 2.0 pools", joined_at_the_end: "building peaks at 2.0 pools"},
+        [filled_in_two_halves],
+    ),
     *(
         Proof(
             partial(check_phase, experiment),
@@ -174,10 +188,3 @@ PROOFS = [
 
 def test_proof(case):
     case()
-
-
-def test_a_pool_is_not_sampled_before_it_is_full_by_way_of_a_file(tmp_path):
-    pool = Pool(4, {"x": ()})
-    pool.add(x=torch.zeros(3))
-    with pytest.raises(ValueError, match="found 3 entries, expected all 4"):
-        pool.save(tmp_path / "pool.safetensors")

@@ -142,15 +142,15 @@ def watch(patch, kill=None):
     for kind in (methods.VelocityField, methods.StraightFlow, methods.TimePredictor, methods.FeatureClassifier):
         patch.setattr(kind, "minibatch", watched(kind.minibatch))
     if kill and kill.step < 0:
-        real_add = methods.Pool.add
-        rows_added = count()
+        real_flow, states_made = methods.euler_flow, count()
 
-        def add(self, **rows):
-            if next(rows_added) == 12:
-                raise Killed
-            real_add(self, **rows)
+        def euler_flow(*points, **settings):
+            for state in real_flow(*points, **settings):
+                if next(states_made) == 12:
+                    raise Killed
+                yield state
 
-        patch.setattr(methods.Pool, "add", add)
+        patch.setattr(methods, "euler_flow", euler_flow)
     if kill and kill.in_the_checkpoint:
         real_flush = checkpoint.flush
 
@@ -262,28 +262,27 @@ def no_average(monkeypatch):
     """The average of the weights is not restored: a resumed phase begins a new one."""
     real = loop.Loop.restore
 
-    def restore(self, before, folder):
+    def restore(self, before):
         new = {"average": states.saved(self.state)["average"]}
-        real(self, before | {"state": before["state"] | new}, folder)
+        real(self, before | {"state": before["state"] | new})
 
     monkeypatch.setattr(loop.Loop, "restore", restore)
 
 
 def pool_of_the_beginning(monkeypatch):
-    """A pool that is renewed starts over with the phase: the resumed steps are drawn from its first minibatches."""
-    real = methods.VelocityField.prepare
+    """A pool in parts starts over with the process: the resumed steps are drawn from its first minibatches."""
+    prepare, trajectory = methods.VelocityField.prepare, methods.VelocityField.trajectory
 
-    def prepare(self, *arguments):
-        real(self, *arguments)
-        self.begun = None
+    def prepared(self, *arguments):
+        prepare(self, *arguments)
+        self.first = None
 
-    def renew(self, step):
-        self.begun = step if self.begun is None else self.begun
-        real_renew(self, step - self.begun)
+    def counted(self, batch):
+        self.first = batch if self.first is None else self.first
+        return trajectory(self, batch - self.first)
 
-    real_renew = methods.VelocityField.renew
-    monkeypatch.setattr(methods.VelocityField, "prepare", prepare)
-    monkeypatch.setattr(methods.VelocityField, "renew", renew)
+    monkeypatch.setattr(methods.VelocityField, "prepare", prepared)
+    monkeypatch.setattr(methods.VelocityField, "trajectory", counted)
 
 
 def step_skipped(monkeypatch):
@@ -432,7 +431,7 @@ def test_a_kill_at_the_end_of_a_phase_leaves_no_pool_behind(project, tmp_path):
         def rmtree(*_, **__):
             raise Killed
 
-        patch.setattr(loop.shutil, "rmtree", rmtree)
+        patch.setattr(shutil, "rmtree", rmtree)
         with pytest.raises(Killed):
             execute(moons, 0, tmp_path, CPU, resume=False, resume_phase=None)
     execute_tiny(project, tmp_path, resume=True)

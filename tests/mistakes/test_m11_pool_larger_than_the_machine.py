@@ -1,27 +1,23 @@
-"""m11: a pool that exceeds host memory and disk.
+"""m11: a pool that exceeds the disk.
 
-Before anything is written, the pool of the paper is held against the memory that is available and the disk that is free. It is begun where it
-fits; where it fits nowhere, one line says what would.
+Before anything is written, the pool of the paper is held against the disk that is free, with all its parts that lie there at a time. It is begun
+where it fits; where it does not, one line says what would.
 """
 
-import math
-import os
 import re
 from collections import namedtuple
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
 from proof import Proof
 
 from nsgf import phases
-from nsgf.phases import VelocityField
-from repro import pool as pools
-from repro import run, runtime
-from repro.config import load
-from repro.errors import BadInput
-from repro.pool import Placement
+from nsgf.phases import VelocityField, make_phases
+from repro import loop, rounds, run
+from repro.config import Pace, load
+from repro.errors import BadInput, RunFailed
 from repro.runtime import Runtime
 
 GIB = 2**30
@@ -31,8 +27,9 @@ POOLS = {
     "mnist": 1500 * 256 * STATES * (2 * 784 + 1) * FLOAT32,
     "cifar10": 2500 * 128 * STATES * (2 * 3072 + 1) * FLOAT32,
 }
-MACHINES = [(64, 8), (12, 20)]  # GiB of memory and of disk: room for both pools in memory, for one of them on the disk
-WHOLE = 512  # GiB of memory that a machine has for all its programs
+DISKS = [8, 20, 64]  # GiB that are free: room for neither pool, for one, for both
+WHOLE = 512  # GiB that the disk has for all that lies there
+PARTS_KEPT = 3  # of a pool in parts: that of the newest state, of the state before it, and the one that is built
 SMALL = {  # networks; the pools stay those of the paper
     "mnist": [],
     "cifar10": ["phases.velocity_field.network.channels=32", "phases.velocity_field.network.head_channels=32"],
@@ -41,25 +38,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 class Begun(BaseException):
-    """A pool was begun: in memory or on disk, of so many bytes."""
-
-
-def machine(patch, folder, memory, disk, limited):
-    """Memory is scarce because a container is limited to it, or because other programs hold the rest."""
-    files = {
-        "proc/meminfo": f"MemTotal: {WHOLE * 2**20} kB\nMemAvailable: {(WHOLE if limited else memory) * 2**20} kB\n"
-    }
-    if limited:
-        files |= {"group/memory.max": f"{(memory + 1) * GIB}\n", "group/memory.current": f"{GIB}\n"}
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    patch.setattr(runtime, "PROC", folder / "proc")
-    patch.setitem(runtime.CGROUPS, "", (folder / "group", *runtime.CGROUPS[""][1:]))
-    patch.setitem(runtime.CGROUPS, "memory", (folder / "none", *runtime.CGROUPS["memory"][1:]))
-    patch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": WHOLE * GIB}.get)
-    patch.setattr(pools.shutil, "disk_usage", lambda folder: Usage(0, 0, disk * GIB))
+    """Room for a pool, or for a part of it, was asked of the disk: so many bytes, and there were as many."""
 
 
 @pytest.fixture(scope="module")
@@ -75,108 +54,157 @@ def planned(project):
     return cache(plan)
 
 
-def outcome(planned, runs, experiment, *overrides):
-    """(memory or disk, bytes) of the pool that a run begins with, or ("refused", the line). No byte of a pool is written."""
+def outcome(planned, runs, disk, experiment, *overrides):
+    """(bytes that the run takes first, None), or (None, why it is refused). No byte of a pool is written."""
 
-    def in_memory(self, capacity, columns, dtype=torch.float32):
-        raise Begun("memory", capacity * pools.width(columns) * dtype.itemsize)
-
-    def on_disk(path, capacity, columns, dtype):
-        raise Begun("disk", capacity * pools.width(columns) * dtype.itemsize)
+    def allocate(folder, count, row):
+        needed = count * sum(one.nbytes for one in row.values())
+        if needed > disk * GIB:
+            raise RunFailed("the disk has no room for it")
+        raise Begun(needed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pools.Pool, "__init__", in_memory)
-        patch.setattr(phases, "make_file", on_disk)
+        patch.setattr(rounds.shutil, "disk_usage", lambda folder: Usage(WHOLE * GIB, 0, disk * GIB))
+        patch.setattr(rounds, "allocate", allocate)
         patch.setattr(run, "describe", lambda *_: {})  # asks git and every package
         try:
             on_the_cpu = Runtime(torch.device("cpu"), stand_in_data=True)
             run.execute(planned(experiment, *overrides), 0, runs, on_the_cpu, resume=False, resume_phase=None)
         except Begun as begun:
-            return begun.args
-        except BadInput as refused:
-            return "refused", str(refused)
+            return begun.args[0], None
+        except (BadInput, RunFailed) as refused:
+            return None, str(refused)
 
 
-def check(planned, tmp_path, limited):
-    for number, (memory, disk) in enumerate(MACHINES):
+def check(planned, tmp_path):
+    for disk in DISKS:
         for experiment, needed in POOLS.items():
-            with pytest.MonkeyPatch.context() as patch:
-                machine(patch, tmp_path / str(number), memory, disk, limited)
-                runs = tmp_path / str(number) / experiment
-                where, found = outcome(planned, runs, experiment)
-                if where != "refused":
-                    room = {"memory": memory, "disk": disk}[where]
-                    told = f"{experiment}: a pool of {found / GIB:.1f} GiB is begun in {where}, with room for {room}"
-                    assert found == needed and found <= room * GIB, told
-                    continue
-                told = f"{experiment}, with {memory} GiB of memory and {disk} of disk: refused"
-                assert needed > max(memory, disk) / 2 * GIB, f"{told}, though it takes {needed / GIB:.1f}: {found}"
-                assert not runs.exists(), f"{told} only after the run had begun: {found}"
-                key = "phases.velocity_field.pool"
-                assert found.startswith(f"{key}: found a pool of {needed / GIB:.1f} GiB, expected at most "), found
-                ways = re.findall(r"--set (\S+)", found)
-                assert ways and "\n" not in found, f"{told} without a way that fits: {found}"
-                for way in ways:
-                    where, found = outcome(planned, tmp_path / str(number) / way, experiment, way)
-                    assert where != "refused", f"{told} with the advice {way}, which is refused as well: {found}"
-                    assert found <= {"memory": memory, "disk": disk}[where] * GIB, (
-                        f"{told} with {way}, which does not fit"
-                    )
+            runs = tmp_path / f"{disk} {experiment}"
+            begun, refused = outcome(planned, runs, disk, experiment)
+            if refused is None:
+                told = f"{experiment}: a pool of {begun / GIB:.1f} GiB is begun, with room for {disk}"
+                assert begun == needed and begun <= disk * GIB, told
+                continue
+            told = f"{experiment}, with {disk} GiB of disk: refused"
+            assert needed > disk / 2 * GIB, f"{told}, though it takes {needed / GIB:.1f}: {refused}"
+            assert not runs.exists(), f"{told} only after the run had begun: {refused}"
+            assert "\n" not in refused and f"found a pool of {needed / GIB:.1f} GiB, expected at most " in refused
+            ways = re.findall(r"--set (phases\.velocity_field\.pool\.\S+)", refused)
+            assert ways, f"{told} without a way that fits: {refused}"
+            for way in ways:
+                begun, refused = outcome(planned, runs / way, disk, experiment, way)
+                assert refused is None, f"{told} with the advice {way}, which is refused as well: {refused}"
+                kept = begun * (PARTS_KEPT if "resident" in way else 1) / GIB
+                assert kept <= disk, f"{told} with {way}, which takes {kept:.1f} GiB: it does not fit"
 
 
-def memory_is_not_asked_for(monkeypatch):
-    """The pool is allocated, and that is that."""
-    monkeypatch.setattr(VelocityField, "_place", lambda self, nbytes, *rest, **more: Placement("memory", True, ""))
+def check_parts(project, tmp_path):
+    """What lies on the disk at a time of a pool in six parts, of which each is trained on for two steps."""
+    settings = [
+        "phases.*.pool={batches: 6, batch_size: 8, precision: float32, resident_batches: 1}",
+        "phases.velocity_field.iterations=12",
+        "phases.*.batch_size=4",
+        "phases.[sv]*.network.channels=8",
+        "sinkhorn.scaling=0.5",
+    ]
+    config, _ = load(project.config_class("digits"), project.experiments()["digits"], settings)
+    runtime = Runtime(torch.device("cpu"), stand_in_data=True)
+    phase, real, found = make_phases(config, runtime)[0], rounds.allocate, []
 
+    def allocate(folder, count, row):
+        own = real(folder, count, row)
+        needed = sum(column.nbytes for column in own.values())
+        found.append(needed * len(list(folder.glob("round[-.]*"))))
+        return own
 
-def the_whole_machine(monkeypatch):
-    """What the machine has is taken for what is left of it."""
-    monkeypatch.setattr(pools, "available_host_bytes", lambda: os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
-def the_container_forgotten(monkeypatch):
-    """The system is asked what is available, and says it of the whole machine."""
-    monkeypatch.setattr(runtime, "_read", lambda path: path.read_text() if path.name == "meminfo" else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "allocate", allocate)
+        pace = Pace(log_every=2, checkpoint_every=2)
+        loop.run_phase(phase, folder=tmp_path, identity={}, seed=0, runtime=runtime, pace=pace, earlier={})
+    assert len(found) == 6
+    asked = phase.storage()["pool"]
+    assert max(found) <= asked, f"parts of {max(found)} bytes lie on the disk at a time, asked for were {asked}"
 
 
 def any_disk_will_do(monkeypatch):
-    """What does not fit into memory goes into a file."""
-    monkeypatch.setattr(pools, "DISK_SHARE", math.inf)
+    """What is larger than the memory goes into files."""
+    monkeypatch.setattr(rounds, "DISK_SHARE", 1000)
+
+
+def the_whole_disk(monkeypatch):
+    """What the disk has is taken for what is left of it."""
+    monkeypatch.setattr(rounds, "room", lambda folder: rounds.shutil.disk_usage(folder).total)
 
 
 def asked_when_the_phase_begins(monkeypatch):
-    monkeypatch.setattr(VelocityField, "check", lambda self, folder: [])
+    monkeypatch.setattr(run, "_check_machine", lambda *_: [])
+
+
+def asked_without_a_way_out(monkeypatch):
+    monkeypatch.setattr(VelocityField, "_ways_to_fit", lambda *_: iter(()))
+
+
+def one_part_kept(monkeypatch):
+    """The parts that saved states need are not counted."""
+    monkeypatch.setattr(phases, "ROUNDS_KEPT", 1)
+
+
+def every_part_kept(monkeypatch):
+    """No part is deleted before the phase ends."""
+    real = rounds.keep
+    monkeypatch.setattr(rounds, "keep", lambda folder, names: None if any(names) else real(folder, names))
 
 
 def a_larger_margin(monkeypatch):
-    for module in (pools, phases):
-        monkeypatch.setattr(module, "MEMORY_SHARE", 0.6)
+    monkeypatch.setattr(rounds, "DISK_SHARE", 0.8)
 
 
-def a_gib_for_the_process(monkeypatch):
-    real = pools.available_host_bytes
-    monkeypatch.setattr(pools, "available_host_bytes", lambda: real() - GIB)
+def a_gib_for_the_networks(monkeypatch):
+    real = rounds.room
+    monkeypatch.setattr(rounds, "room", lambda folder: real(folder) - GIB)
 
 
-PLANTS = {
-    memory_is_not_asked_for: "cifar10: a pool of 36.6 GiB is begun in memory, with room for 12",
-    the_whole_machine: "cifar10: a pool of 36.6 GiB is begun in memory, with room for 12",
-    any_disk_will_do: "cifar10: a pool of 36.6 GiB is begun in disk, with room for 20",
-    asked_when_the_phase_begins: "with 12 GiB of memory and 20 of disk: refused only after the run had begun",
-}
-INNOCENT = [a_larger_margin, a_gib_for_the_process]
+def another_part_for_safety(monkeypatch):
+    monkeypatch.setattr(phases, "ROUNDS_KEPT", 4)
+
+
+LATE = "mnist, with 8 GiB of disk: refused only after the run had begun: the disk has no room for it"
 PROOFS = [
-    Proof(partial(check, limited=False), PLANTS, INNOCENT),
     Proof(
-        partial(check, limited=True),
-        {the_container_forgotten: "cifar10: a pool of 36.6 GiB is begun in memory, with room for 12"},
-        INNOCENT,
+        check,
+        {
+            any_disk_will_do: LATE,
+            the_whole_disk: LATE,
+            asked_when_the_phase_begins: LATE,
+            asked_without_a_way_out: "mnist, with 8 GiB of disk: refused without a way that fits",
+            one_part_kept: "mnist, with 8 GiB of disk: refused with phases.velocity_field.pool.resident_batches=",
+        },
+        [a_larger_margin, a_gib_for_the_networks, another_part_for_safety],
+    ),
+    Proof(
+        check_parts,
+        {
+            one_part_kept: " bytes lie on the disk at a time, asked",
+            every_part_kept: " bytes lie on the disk at a time, asked",
+        },
+        [a_larger_margin, another_part_for_safety],
     ),
 ]
 
 
 def test_proof(case):
     case()
+
+
+def test_a_disk_that_fills_up_says_so_before_the_first_row(tmp_path, monkeypatch):
+    """What is free changes: the disk is asked for all of a pool at once, by the system's own call."""
+
+    def refused(descriptor, offset, size):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rounds.os, "posix_fallocate", refused, raising=False)
+    with pytest.raises(RunFailed, match=r"cannot be written \(No space left on device\): found .* room for 400 bytes"):
+        rounds.allocate(tmp_path, 100, {"t": torch.empty(())})
 
 
 def test_the_symptom_is_what_pytorch_says():

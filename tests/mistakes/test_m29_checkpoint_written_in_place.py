@@ -73,7 +73,11 @@ def check(tmp_path):
 def save_in_place(path, state):
     tensors = {}
     tree = json.dumps(checkpoint._pack(state, "state", tensors))
-    header = {"format": checkpoint.FORMAT, "tree": tree, "sha256": checkpoint._checksum(tree, tensors, checkpoint.FORMAT)}
+    header = {
+        "format": checkpoint.FORMAT,
+        "tree": tree,
+        "sha256": checkpoint._checksum(tree, tensors, checkpoint.FORMAT),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save_file(tensors, path, metadata=header)
 

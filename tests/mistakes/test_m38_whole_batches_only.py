@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader
 
 from nsgf import images
 from nsgf.images import ImageSet
-from nsgf.phases import make_phases
-from repro import pool as pools
+from nsgf.phases import VelocityField, make_phases
 from repro.config import load
-from repro.pool import Pool
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw
 
 CPU = torch.device("cpu")
 SEED, ROWS = 0, 12  # the training split of `image_sets`, and the pool
@@ -48,14 +47,15 @@ def check_images(project, image_sets, batch_size):
     for phase in make_phases(config, Runtime(CPU, image_sets)):
         if phase.name in COLUMNS:
             steps = range(DRAWS // batch_size)
-            drawn = (phase.minibatch(step, torch.Generator().manual_seed(step))[COLUMNS[phase.name]] for step in steps)
+            drawn = (draw(phase, step, SEED, {})[COLUMNS[phase.name]] for step in steps)
             judge(phase.name, batch_size, ([numbers[image.numpy().tobytes()] for image in batch] for batch in drawn))
 
 
-def check_pool(batch_size):
-    pool = Pool(ROWS, {"x": ()})
-    pool.add(x=torch.arange(float(ROWS)))
-    drawn = (pool.sample(batch_size, torch.Generator().manual_seed(step))["x"] for step in range(DRAWS // batch_size))
+def check_pool(project, batch_size):
+    settings = [f"phases.*.batch_size={batch_size}"]
+    config, _ = load(project.config_class("2d-moons"), project.experiments()["2d-moons"], settings)
+    phase, pool = make_phases(config, Runtime(CPU))[0], {"t": torch.arange(ROWS)}
+    drawn = (draw(phase, step, SEED, pool)["t"] for step in range(DRAWS // batch_size))
     judge("pool", batch_size, (batch.int().tolist() for batch in drawn))
 
 
@@ -69,15 +69,15 @@ def drawn_by(monkeypatch, make):
         )  # the owner, so that no other gets its id
         return next(supply[1])
 
-    def draw(self, n, generator, flip):
+    def image_rows(self, n, generator, flip):
         index = rows(self, n)
         return self.images(index), self.labels[index]
 
-    def sample(self, n, generator):
-        return {name: column[rows(self, n)] for name, column in self.columns.items()}
+    def pool_rows(self, step, draw):
+        return {name: column[rows(column, self.config.batch_size)] for name, column in draw.collected.items()}
 
-    monkeypatch.setattr(ImageSet, "draw", draw)
-    monkeypatch.setattr(pools.Pool, "sample", sample)
+    monkeypatch.setattr(ImageSet, "draw", image_rows)
+    monkeypatch.setattr(VelocityField, "minibatch", pool_rows)
 
 
 def endless(loader):
@@ -151,6 +151,16 @@ def drawn_with_weights(monkeypatch):
     drawn_by(monkeypatch, make)
 
 
+def epochs_of_the_round(monkeypatch):
+    """The kit's own, for a pool: what is left over is dropped, in another order each time."""
+
+    def minibatch(self, step, draw):
+        rows = draw.round_rows(self.config.batch_size, last="drop")
+        return {name: column[rows] for name, column in draw.collected.items()}
+
+    monkeypatch.setattr(VelocityField, "minibatch", minibatch)
+
+
 LARGER, FEWER = 100, 5  # a batch that no set fills, and one that leaves two rows over
 NONE, LEFT = "step 0 has 0 rows, expected 100", "in 1800 draws from 12 rows, never drawn are"
 PROOFS = [
@@ -165,14 +175,14 @@ PROOFS = [
         innocent=[shuffled_for_each_epoch, epochs_joined, drawn_with_weights],
     ),
     Proof(
-        partial(check_pool, LARGER),
+        partial(check_pool, batch_size=LARGER),
         plant={drop_last: f"pool: {NONE}"},
         innocent=[epochs_joined, drawn_with_weights],
     ),
     Proof(
-        partial(check_pool, FEWER),
+        partial(check_pool, batch_size=FEWER),
         plant={drop_last: f"pool: {LEFT} [10, 11]", shuffled_once: f"pool: {LEFT}"},
-        innocent=[shuffled_for_each_epoch, epochs_joined],
+        innocent=[shuffled_for_each_epoch, epochs_joined, epochs_of_the_round],
     ),
 ]
 
