@@ -1,36 +1,41 @@
-"""The cost of one minibatch from a small and from a large pool. `python -m benchmarks.pool`."""
+"""The cost of one minibatch from a small and from a large round on the disk. `python -m benchmarks.pool`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
-from repro.pool import Pool
+from repro import rounds
 
 SIZES = (5_000, 500_000)
 MINIBATCH, DIMENSION = 256, 2
-ROUNDS, DRAWS = 21, 200
+TURNS, DRAWS = 21, 200
 
 
-def full_pool(entries: int) -> Pool:
-    pool = Pool(entries, {"x_t": (DIMENSION,), "v_t": (DIMENSION,), "t": ()})
-    pool.add(x_t=torch.randn(entries, DIMENSION), v_t=torch.randn(entries, DIMENSION), t=torch.rand(entries))
-    return pool
+def round_of(entries: int, folder: Path) -> Mapping[str, Tensor]:
+    """The columns of NSGF's pool, mapped."""
+    x_t, v_t = torch.randn(2, entries, DIMENSION)
+    return rounds.read(folder / rounds.write(folder, {"x_t": x_t, "v_t": v_t, "t": torch.rand(entries)}))
 
 
-def microseconds_per_minibatch(pools: dict[int, Pool]) -> dict[int, float]:
-    """The median over rounds that take turns between the pools, so that a busy moment hits both."""
+def microseconds_per_minibatch(pools: Mapping[int, Mapping[str, Tensor]]) -> dict[int, float]:
+    """The median over turns that the pools take, so that a busy moment hits both."""
     generator = torch.Generator().manual_seed(0)
     times: dict[int, list[float]] = {entries: [] for entries in pools}
-    for _ in range(ROUNDS):
+    for _ in range(TURNS):
         for entries, pool in pools.items():
             began = time.perf_counter()
             for _ in range(DRAWS):
-                pool.sample(MINIBATCH, generator)
+                rows = torch.randint(entries, (MINIBATCH,), generator=generator)
+                {name: column[rows] for name, column in pool.items()}
             times[entries].append((time.perf_counter() - began) / DRAWS * 1e6)
     return {entries: median(values) for entries, values in times.items()}
 
@@ -39,7 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pool", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    times = microseconds_per_minibatch({entries: full_pool(entries) for entries in SIZES})
+    with TemporaryDirectory() as folder:
+        times = microseconds_per_minibatch({entries: round_of(entries, Path(folder)) for entries in SIZES})
     ratio = times[SIZES[1]] / times[SIZES[0]]
     if options.json:
         print(json.dumps({"microseconds": times, "ratio": ratio}))

@@ -74,7 +74,7 @@ def curve_findings(
             f"{start}ends at {now['end']:.3g}, {now['end_over_least']:.1f} times its least",
             Hypothesis("the learning rate is too large for this stage of training", "a third of the rate holds it down", "folklore"),
             Hypothesis("one bad minibatch, after which Adam's second moment is far off", "the rise is at one step", "folklore"),
-            Hypothesis("the data change on purpose from step to step (a rolling pool, a curriculum)", "the rise is where they change", "folklore"),
+            Hypothesis("the data change on purpose from step to step (rounds, a curriculum)", "the rise is where they change", "folklore"),
             place.again(),
         )  # fmt: skip
     elif now["peak_over_median"] > PEAK_OVER_MEDIAN:

@@ -129,8 +129,8 @@ def test_links_are_resolved_from_the_folder_of_their_page():
 
 
 def test_missing_paths():
-    there = {"templates/reproduction/repro/pool.py", "tests/x.py"}
-    assert missing_paths("`repro/pool.py` `tests/x.py` `tests/mistakes/test_mNN_x.py`", there.__contains__) == []
+    there = {"templates/reproduction/repro/rounds.py", "tests/x.py"}
+    assert missing_paths("`repro/rounds.py` `tests/x.py` `tests/mistakes/test_mNN_x.py`", there.__contains__) == []
     assert missing_paths("`repro/lost.py` `repro_tools/lost.py` `tests/y.py`", there.__contains__) == [
         "repro/lost.py: no such file",
         "repro_tools/lost.py: no such file",

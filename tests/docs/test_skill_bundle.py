@@ -260,9 +260,9 @@ def test_the_lint_refuses(defect, skill, tmp_path):
 
 
 def test_only_the_links_of_the_skill_itself_are_held_to_one_folder():
-    files = {"templates/reproduction/repro/pool.py"}
-    assert lint.link_problems("[pool](../templates/reproduction/repro/pool.py)", "refs/memory.md", files) == []
-    assert "deeper" in lint.link_problems("[pool](templates/reproduction/repro/pool.py)", "SKILL.md", files)[0]
+    files = {"templates/reproduction/repro/rounds.py"}
+    assert lint.link_problems("[rounds](../templates/reproduction/repro/rounds.py)", "refs/memory.md", files) == []
+    assert "deeper" in lint.link_problems("[rounds](templates/reproduction/repro/rounds.py)", "SKILL.md", files)[0]
 
 
 def test_addresses_and_placeholders_are_no_absolute_paths():
