@@ -327,8 +327,8 @@ class Filled(Rounds):
 
     def collect(self, state: Walk, update: Any) -> dict:
         given = super().collect(state, update)
-        made = update.room(6, {"where": torch.empty(1)})
-        made["where"][:] = given["where"]
+        made = update.room(6, {"where": (1,)})
+        made.add(**given)
         return made
 
 
@@ -378,6 +378,6 @@ class OtherColumns(Filled):
 
 
 def test_columns_beside_those_that_were_made_room_for_are_refused(tmp_path):
-    expected = "step 1: collect: found other columns than update.room gave, expected all of those"
+    expected = "step 1: collect: found other columns than update.room gave, expected those"
     with pytest.raises(RunFailed, match=f"phase rounds, {expected}"):
         run(OtherColumns(), tmp_path)

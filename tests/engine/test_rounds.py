@@ -20,10 +20,12 @@ from repro.__main__ import main
 from repro.checkpoint import Damaged
 from repro.config import load
 from repro.errors import BadInput, RunFailed
+from repro.rounds import Rows
 from repro.runtime import Runtime
 
 MIB = 2**20
-ROW = {"x": torch.empty(3), "t": torch.empty((), dtype=torch.float16), "label": torch.empty((), dtype=torch.int64)}
+SHAPES = {"x": (3,), "t": (), "label": ()}
+DTYPES = {"x": torch.float32, "t": torch.float16, "label": torch.int64}
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -36,12 +38,47 @@ def rows(count: int) -> dict[str, torch.Tensor]:
     }
 
 
+def test_rows_are_filled_in_place_and_drawn_with_replacement():
+    made = Rows(40, SHAPES, DTYPES)
+    for first in range(0, 40, 7):
+        made.add(**{name: column[first : first + 7] for name, column in rows(40).items()})
+    drawn = made.sample(200, torch.Generator().manual_seed(1))
+    chosen = torch.randint(40, (200,), generator=torch.Generator().manual_seed(1))
+    assert drawn["t"].dtype == torch.float32 and drawn["label"].dtype == torch.int64
+    for name, column in rows(40).items():
+        assert torch.equal(drawn[name], column[chosen].to(drawn[name].dtype))
+    assert made.nbytes == 40 * (12 + 2 + 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"x": torch.zeros(5, 3)}, r"rows: found \['x'\], expected \['label', 't', 'x'\]"),
+        ({"x": torch.zeros(5, 3), "t": torch.zeros(4), "label": torch.zeros(5)}, r"found \[4, 5\], expected the same"),
+        ({"x": torch.zeros(5, 2), "t": torch.zeros(5), "label": torch.zeros(5)}, r"column x: found \(5, 2\), expected"),
+        ({"x": torch.zeros(6, 3), "t": torch.zeros(6), "label": torch.zeros(6)}, "rows: found 11, expected at most 10"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(given, found):
+    made = Rows(10, SHAPES, DTYPES)
+    made.add(**rows(5))
+    with pytest.raises(ValueError, match=found):
+        made.add(**given)
+    assert torch.equal(made["x"][:5], rows(5)["x"]) and not made.full
+
+
+def test_rows_are_not_drawn_from_before_all_are_there():
+    made = Rows(10, SHAPES, DTYPES)
+    made.add(**rows(9))
+    with pytest.raises(ValueError, match="rows: found 9, expected all 10"):
+        made.sample(2, torch.Generator())
+
+
 def filled(folder: Path, count: int) -> str:
     """In any order, as several processes write."""
-    made = rounds.allocate(folder, count, ROW)
-    for name, column in rows(count).items():
-        for part in reversed(range(0, count, 7)):
-            made[name][part : part + 7] = column[part : part + 7]
+    made = rounds.allocate(folder, count, SHAPES, DTYPES)
+    for first in reversed(range(0, count, 7)):
+        made.put(first, **{name: column[first : first + 7] for name, column in rows(count).items()})
     return rounds.seal(folder)
 
 
@@ -88,7 +125,7 @@ def test_other_contents_than_the_name_says_are_damaged(damage, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS reserves no place")
 def test_a_round_has_its_place_on_the_disk_before_it_is_filled(tmp_path):
     """A mapped file that finds the disk full while it is filled kills its process without a word."""
-    rounds.allocate(tmp_path, MIB, {"x": torch.empty(4)})
+    rounds.allocate(tmp_path, MIB, {"x": (4,)})
     assert (tmp_path / rounds.PARTIAL / "0").stat().st_blocks * 512 >= 16 * MIB
 
 
@@ -99,7 +136,7 @@ def test_a_disk_that_is_full_is_said_to_be(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
     found = r"round\.partial: cannot be written \(No space left on device\): found .* expected room for 220 bytes"
     with pytest.raises(RunFailed, match=found):
-        rounds.allocate(tmp_path, 10, ROW)
+        rounds.allocate(tmp_path, 10, SHAPES, DTYPES)
 
 
 def test_a_file_that_cannot_be_mapped_is_said_to_be(tmp_path, monkeypatch):
@@ -108,14 +145,14 @@ def test_a_file_that_cannot_be_mapped_is_said_to_be(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "from_file", refuse)
     with pytest.raises(RunFailed, match=r"cannot be written \(unable to mmap"):
-        rounds.allocate(tmp_path, 10, ROW)
+        rounds.allocate(tmp_path, 10, SHAPES, DTYPES)
 
 
 def test_a_round_larger_than_all_memory_can_be_drawn_from(tmp_path, monkeypatch):
     """A file of a hundred times the machine's memory, nearly all of it a hole."""
     monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, offset, size: None, raising=False)
     count = 100 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16
-    made = rounds.allocate(tmp_path, count, {"x": torch.empty(4)})
+    made = rounds.allocate(tmp_path, count, {"x": (4,)})
     assert (tmp_path / rounds.PARTIAL / "0").stat().st_blocks * 512 < MIB
     assert made["x"][torch.tensor([3, count - 1])].tolist() == [[0.0] * 4] * 2
 
@@ -131,9 +168,9 @@ def measure(folder, notes):
     count, draws = 64 * MIB // (1024 * 4), torch.Generator().manual_seed(0)
     part = torch.randn(256, 1024, generator=draws)
     before = anonymous_bytes()
-    made = rounds.allocate(Path(folder), count, {"x": part[0]})
-    for first in range(0, count, 256):
-        made["x"][first : first + 256] = part
+    made = rounds.allocate(Path(folder), count, {"x": (1024,)})
+    for _ in range(0, count, 256):
+        made.add(x=part)
     grown = {"filled": anonymous_bytes() - before}
     found = rounds.read(Path(folder) / rounds.seal(Path(folder)))["x"]
     for _ in range(4 * count // 256):
@@ -156,7 +193,7 @@ def test_a_round_takes_no_memory(tmp_path):
 
 def test_only_what_is_named_is_kept_and_nothing_else_is_touched(tmp_path):
     one, other = filled(tmp_path, 3), filled(tmp_path, 4)
-    rounds.allocate(tmp_path, 5, ROW)
+    rounds.allocate(tmp_path, 5, SHAPES, DTYPES)
     (tmp_path / "running.safetensors").write_bytes(b"")
     rounds.keep(tmp_path, [one, None])
     assert sorted(path.name for path in tmp_path.iterdir()) == [one, "running.safetensors"] and other != one

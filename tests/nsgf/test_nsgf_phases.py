@@ -53,7 +53,7 @@ def digits(*overrides, runtime=CPU):
 def pool_of(phase, seed=5, runtime=CPU):
     """The columns of the first part of a phase's pool."""
     phase.prepare(seed, Path(), {})
-    return first_round(phase, seed, runtime, {})
+    return dict(first_round(phase, seed, runtime, {}))
 
 
 def draws(seed=3):

@@ -27,6 +27,7 @@ from repro.config import Pace, differences
 from repro.errors import BadInput, RunFailed, Terminated, deferred_termination
 from repro.phases import Batch, Networks, Phase, SingleLossPhase
 from repro.randomness import Draw, Orders, seed_global_generators
+from repro.rounds import Rows
 from repro.runtime import Runtime, World, arithmetic, progress
 from repro.update import Update
 
@@ -50,7 +51,7 @@ class Round:
     """What `collect` made, and the step at which it did; `file` is its name on the disk once it has one."""
 
     began: int
-    rows: Mapping[str, Tensor]
+    rows: Rows
     file: str | None = None
 
 
@@ -104,14 +105,16 @@ class Loop:
             rows = self.phase.collect(self.state, self.update)
         self.update.end(self._named_weights())
         file = self.update.sealed(rows)
-        self.round = Round(self.step, {name: column.detach().cpu() for name, column in rows.items()}, file)
+        if file is None:
+            rows = {name: column.detach().cpu() for name, column in rows.items()}
+        self.round = Round(self.step, Rows.of(rows), file)
 
     def next_batch(self) -> Batch:
         """The minibatch of the step that is next, on the CPU."""
         step, stream = self.step, self.phase.stream
         # Global generators too: a library may draw from them without asking.
         seed_global_generators(self.seed, stream, "step", step)
-        began, rows = (self.round.began, self.round.rows) if self.round else (0, {})
+        began, rows = (self.round.began, self.round.rows) if self.round else (0, None)
         place = {"step": step, "round_step": step - began}
         draw = Draw(self.seed, stream, "draws", step, **place, collected=rows, orders=self._orders)
         return self.phase.minibatch(step, draw)
@@ -184,7 +187,7 @@ class Loop:
         self.update.logged = {name: (step, value) for name, (step, value) in before["logged"].items()}
         self.curves = {name: [tuple(point) for point in curve] for name, curve in before["curves"].items()}
         if (kept := _with_rows(before, self.folder)["round"]) is not None:
-            self.round = Round(kept["began"], kept["rows"], kept.get("file"))
+            self.round = Round(kept["began"], Rows.of(kept["rows"]), kept.get("file"))
 
     def require_scale(self) -> None:
         """Raises RunFailed when fp16 found no scale at which gradients are finite.
