@@ -68,7 +68,11 @@ class Draw(torch.Generator):
         collected: Mapping[str, Tensor] | None = None,
         orders: Orders | None = None,
     ):
-        self.step, self.round_step, self.collected = step, round_step, Rows.of(collected) if collected else NOTHING
+        self.step, self.round_step, self.collected = (
+            step,
+            round_step,
+            Rows.of(collected) if collected else NOTHING,
+        )
         self._of, self._orders = (seed, stream), {} if orders is None else orders
         self.manual_seed(derive_seed(seed, stream, *parts))
 
