@@ -130,8 +130,7 @@ class Loop:
         self.step += 1
 
     def numbers(self) -> dict[str, tuple[int, float]]:
-        """The newest logged number of each name, with the steps done then. Raises RunFailed for one that is
-        not finite."""
+        """The newest number of each name, with the steps done then. Raises RunFailed for one not finite."""
         found = self.update.numbers()
         for name, (step, value) in found.items():
             if not math.isfinite(value):
@@ -149,8 +148,7 @@ class Loop:
         return new
 
     def watch(self) -> dict[str, float]:
-        """What the phase says of its networks now, in eval mode and without gradients. It shifts no later
-        draw."""
+        """What the phase says of its networks now, in eval mode. It shifts no later draw."""
         if type(self.phase).watch is Phase.watch:
             return {}
         networks = Networks(dict(self.phase.networks(self.state)))
@@ -178,8 +176,7 @@ class Loop:
         }
 
     def restore(self, before: Mapping[str, Any]) -> None:
-        """Goes on from a snapshot. Raises ValueError or KeyError when it does not fit the phase as the code
-        is now."""
+        """Goes on from a snapshot. Raises ValueError or KeyError where it does not fit the present code."""
         self.step = _steps_done(before, range(self.phase.steps + 1))
         states.restore(self.state, before["state"])
         if before["scaler"]:
@@ -385,8 +382,7 @@ def load_networks(networks: Networks, state: Mapping[str, Any]) -> None:
 
 
 def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict[str, Any] | None:
-    """The newest sound state of a running phase with the data of its round, None before the first. Says when
-    a damaged one was passed over."""
+    """The newest sound state with the data of its round, or None. Says when a damaged one was passed over."""
     found = checkpoint.newest(running, lambda state: _with_rows(state, running.parent))
     if found is None:
         return None
@@ -424,8 +420,7 @@ def _matching(state: dict[str, Any], path: Path, identity: dict[str, Any]) -> di
 
 @contextmanager
 def _fitting(path: Path, phase: Phase[Any]) -> Iterator[None]:
-    """Within this block what a sound state of other code, or a file in another's place, cannot give raises
-    BadInput."""
+    """Within this block what a state of other code, or a file in another's place, lacks raises BadInput."""
     try:
         yield
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:

@@ -29,8 +29,7 @@ def generator(*parts: str | int, device: torch.device | str = "cpu") -> torch.Ge
 
 
 def seed_global_generators(*parts: str | int) -> None:
-    """Seeds what a library draws from without asking: Python, NumPy and PyTorch (dropout, weight
-    initialisation)."""
+    """Seeds what a library draws from without asking: Python, NumPy and PyTorch (dropout, initialisation)."""
     seed = derive_seed(*parts)
     random.seed(seed)
     np.random.seed(seed)
@@ -92,10 +91,8 @@ class Draw(torch.Generator):
 
     def _rows(self, kind: str, begun: int, step: int, rows: int, batch_size: int, last: str) -> Tensor:
         if not 0 < batch_size <= rows:
-            raise ValueError(
-                f"rows of an epoch: found a minibatch of {batch_size}, expected 1 to {rows}, the rows there "
-                "are"
-            )
+            expected = f"expected 1 to {rows}, the rows there are"
+            raise ValueError(f"rows of an epoch: found a minibatch of {batch_size}, {expected}")
         per_epoch = rows // batch_size if last == "drop" else -(-rows // batch_size)
         epoch, number = divmod(step, per_epoch)
         epoch_of, order = self._orders.get((kind, rows), (None, torch.empty(0)))

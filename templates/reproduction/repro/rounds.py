@@ -65,8 +65,7 @@ class Rows(Mapping[str, Tensor]):
         return sum(column.nbytes for column in self.values())
 
     def add(self, **rows: Tensor) -> None:
-        """Writes rows, (n, *shape) each, behind those that are there. Raises ValueError when they do not
-        fit."""
+        """Writes rows, (n, *shape) each, behind those there. Raises ValueError when they do not fit."""
         self._filled = self.put(self._filled, **rows)
 
     def put(self, first: int, **rows: Tensor) -> int:
@@ -89,8 +88,7 @@ class Rows(Mapping[str, Tensor]):
         return end
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """n rows drawn uniformly with replacement; halves come as float32. Raises ValueError until all are
-        there."""
+        """n rows drawn with replacement; halves come as float32. Raises ValueError until all are there."""
         if not self.full:
             raise ValueError(f"rows: found {self._filled}, expected all {self.count}")
         chosen = torch.randint(self.count, (n,), generator=generator)
@@ -121,8 +119,7 @@ def allocate(folder: Path, count: int, shapes: Shapes, dtypes: Dtypes = torch.fl
 
 
 def write(folder: Path, rows: Mapping[str, Tensor]) -> str:
-    """Keeps rows that lie in memory, and returns the name of their folder. Raises RunFailed when the disk
-    refuses."""
+    """Keeps rows that lie in memory; returns their folder's name. Raises RunFailed when the disk refuses."""
     shapes = {name: tuple(column.shape[1:]) for name, column in rows.items()}
     own = allocate(
         folder, _common_length(rows), shapes, {name: column.dtype for name, column in rows.items()}

@@ -90,8 +90,7 @@ def parameters(state: Any) -> dict[str, nn.Parameter]:
 
 
 def move(state: Any, device: torch.device) -> None:
-    """Brings networks and tensors to the device; networks in place, so that optimisers go on holding their
-    weights."""
+    """Brings networks and tensors to the device; networks in place, since optimisers hold their weights."""
     _moved(state, device)
     for _, leaf in leaves(state, "state"):
         if isinstance(leaf, torch.optim.Optimizer) and _is_apart(leaf):
@@ -112,8 +111,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def _is_apart(optimiser: torch.optim.Optimizer) -> bool:
-    """Whether it holds tensors elsewhere than their weights are: Adagrad makes its sums before the weights
-    move."""
+    """Whether it holds tensors elsewhere than its weights are: Adagrad makes its sums before they move."""
     return any(
         isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.device != weight.device
         for weight in _weights(optimiser)
@@ -176,8 +174,7 @@ def _scheduled(scheduler: Any) -> list[torch.optim.Optimizer]:
 
 
 def require_finite(state: Any, phase: str, steps_done: int) -> None:
-    """Raises RunFailed for weights that are not finite. A loss says nothing about the step that was made from
-    it. Buffers may hold infinities, as a mask does."""
+    """Raises RunFailed for weights that are not finite. Buffers may hold infinities, as a mask does."""
     weights = parameters(state).items()
     broken = [name.removeprefix("state.") for name, weight in weights if not _finite(weight)]
     if broken:

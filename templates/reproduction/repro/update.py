@@ -68,8 +68,7 @@ class Update:
         return torch.autocast(self._runtime.device.type, dtype=self._dtype, enabled=half)
 
     def generator(self, *names: str | int) -> torch.Generator:
-        """A generator on the CPU for draws within this step, or this `collect`: a function of (seed, phase,
-        step, names)."""
+        """For draws within this step or `collect`, on the CPU: a function of (seed, phase, step, names)."""
         return generator(self._seed, self._phase.stream, "step", self.step_number, *names)
 
     def backward(
@@ -146,8 +145,7 @@ class Update:
         return torch.zeros(()) if self._loss is None else self._loss
 
     def gradient(self, weights: Weights) -> list[Tensor | None]:
-        """The gradient of the weights, in their order, taken off them; None where there is none. Not with
-        fp16."""
+        """The gradient of the weights, in their order, taken off them; None where there is none; not fp16."""
         if self.scaler.is_enabled():
             raise self._refusal("update.gradient: found fp16, expected bf16 or float32")
         tensors = list(_tensors(weights))
@@ -191,8 +189,7 @@ class Update:
         self._folder, self._room = folder, None
 
     def end(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """After a step. Raises RunFailed when a gradient is left on one of the named weights: no state holds
-        it."""
+        """After a step. Raises RunFailed when a gradient is left on a named weight: no state holds it."""
         self._update_scale()
         self._shared = None
         if left := [name.removeprefix("state.") for name, weight in weights if weight.grad is not None]:
