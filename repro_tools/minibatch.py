@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -29,13 +29,13 @@ def draw(
     step: int,
     seed: int,
     collected: Mapping[str, Tensor],
-    *names: str | int,
+    names: Sequence[str | int] = ("draws",),
     rows_of: int | None = None,
 ) -> dict[str, Tensor]:
-    """The minibatch of a step, on the CPU, by the draw that a run gives or by that of `names`.
+    """The minibatch of a step, on the CPU, by the draw of `names`: a run's own, if no others are given.
 
     `collected` is what the round made. `rows_of` is the step whose rows of an epoch it takes, if another.
     """
     place = step if rows_of is None else rows_of
-    given = Draw(seed, phase.stream, *(names or ("draws",)), step, step=place, round_step=place, collected=collected)
+    given = Draw(seed, phase.stream, *names, step, step=place, round_step=place, collected=collected)
     return dict(phase.minibatch(step, given))

@@ -25,6 +25,7 @@ from repro import rounds
 from repro.errors import BadInput
 from repro.phases import Draw, Phase, SingleLossPhase, SingleLossState, StepOptions, Work
 from repro.randomness import generator
+from repro.rounds import Rows
 from repro.runtime import Runtime, progress
 from repro.update import Update
 
@@ -115,6 +116,7 @@ class VelocityField(NSGFPhase):
         super().__init__(name, config, laws, runtime)
         self.velocity = make_velocity(sinkhorn_config)
         size = config.pool
+        self.columns = {"x_t": laws.shape, "v_t": laws.shape, "t": ()}
         self.pool_precision = PRECISIONS[getattr(size, "precision", "float32")]
         self.resident = getattr(size, "resident_batches", None) or size.batches
         self.parts = math.ceil(size.batches / self.resident)
@@ -146,18 +148,15 @@ class VelocityField(NSGFPhase):
     def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
         self.seed = seed
 
-    def collect(self, state: SingleLossState, update: Update) -> dict[str, Tensor]:
+    def collect(self, state: SingleLossState, update: Update) -> Rows:
         """The pairs (x_t, v_t) and times of every state of every minibatch of this part of the pool."""
         first = update.step_number // self.collect_every * self.resident
         batches = range(first, min(first + self.resident, self.config.pool.batches))
-        point, time = (torch.empty(shape, dtype=self.pool_precision) for shape in (self.laws.shape, ()))
-        pool = update.room(len(batches) * self.entries_of_batch, {"x_t": point, "v_t": point, "t": time})
+        pool = update.room(len(batches) * self.entries_of_batch, self.columns, self.pool_precision)
         world, n = self.runtime.world, self.config.pool.batch_size
         for batch in progress(world.share(batches), f"{self.name} pool", shown=world.first):
             for k, rows in enumerate(self.trajectory(batch)):
-                begin = (batch - first) * self.entries_of_batch + k * n
-                for name, column in rows.items():
-                    pool[name][begin : begin + n] = column
+                pool.put((batch - first) * self.entries_of_batch + k * n, **rows)
         return pool
 
     def trajectory(self, batch: int) -> Iterator[dict[str, Tensor]]:
@@ -203,9 +202,7 @@ class VelocityField(NSGFPhase):
         return (2 * math.prod(self.laws.shape) + 1) * self.pool_precision.itemsize
 
     def minibatch(self, step: int, draw: Draw) -> dict[str, Tensor]:
-        pool = draw.collected
-        rows = torch.randint(len(pool["t"]), (self.config.batch_size,), generator=draw)
-        return {name: column[rows].float() for name, column in pool.items()}
+        return draw.collected.sample(self.config.batch_size, draw)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return nn.functional.mse_loss(model(batch["x_t"], batch["t"]).float(), batch["v_t"])

@@ -61,7 +61,7 @@ class Bench:
     def minibatch(self, step: int, *draw: str | int, rows_of: int | None = None) -> dict[str, Tensor]:
         """That of a step, by the draw that is named. `rows_of`: the step whose rows of an epoch it takes, if another."""
         seed_global_generators(self.seed, self.phase.stream, *draw, step)
-        drawn = minibatch.draw(self.phase, step, self.seed, self._collected, *draw, rows_of=rows_of)
+        drawn = minibatch.draw(self.phase, step, self.seed, self._collected, draw, rows_of)
         return {name: column.to(self.device) for name, column in drawn.items()}
 
     def loss(self, model: nn.Module, batch: Batch, *draw: str | int) -> Tensor:
@@ -117,9 +117,13 @@ def constants(bench: Bench, model: nn.Module, batches: Sequence[Batch]) -> tuple
         loss.backward()
         return loss
 
-    search.step(closure)
+    endless = Unfit("no constant output has the least loss: it falls without end")
+    try:
+        search.step(closure)
+    except RuntimeError as error:  # a step that is no number any more cannot be taken
+        raise endless from error
     with torch.no_grad():
         best = float(loss_of(value))
     if not math.isfinite(best) or float(value.detach().abs().max()) > 1e8:
-        raise Unfit("no constant output has the least loss: it falls without end")
+        raise endless
     return zero, best

@@ -19,16 +19,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from repro.errors import BadInput, RunFailed
 
 FORMAT = "repro-checkpoint-3"
 OLDER = "repro-checkpoint-2"
-"""What version 0.1 wrote: one network per phase. Its finished networks are read, its running states are
-not."""
-HEADER = {"format", "tree", "sha256"}
+"""What version 0.1 wrote: one network a phase. Its finished networks are read, its running states not."""
 
 
 class Damaged(BadInput):
@@ -71,16 +69,13 @@ def load(path: Path) -> dict[str, Any]:
             raise Damaged(f"{path}: found no such file, expected a checkpoint")
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
-            if header.get("format") not in (FORMAT, OLDER):
-                raise Damaged(
-                    f"{path}: no sound checkpoint: found format {header.get('format')!r}, expected {FORMAT!r}"
-                )
-            if set(header) != HEADER:
+            if (form := header.get("format")) not in (FORMAT, OLDER):
+                raise ValueError(f"found format {form!r}, expected {FORMAT!r}")
+            if header.keys() != {"format", "tree", "sha256"}:
                 raise ValueError(
-                    f"found the header {', '.join(sorted(header))}, expected {', '.join(sorted(HEADER))}"
+                    f"found the header {', '.join(sorted(header))}, expected format, sha256, tree"
                 )
-            # Copies: what lies in a file is not aligned, and sums of numbers that are not aligned round
-            # differently.
+            # Copies: numbers in a file are not aligned, and sums of such round differently.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no dict)
         if _checksum(header["tree"], tensors, header["format"]) != header["sha256"]:
             raise ValueError("found other contents than its checksum says")
@@ -107,17 +102,13 @@ def pretrained(path: Path, sha256: str) -> dict[str, Tensor]:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != sha256:
             raise BadInput(f"{path}: found a file of SHA-256 {found}, expected {sha256}")
-        with safe_open(path, framework="pt", device="cpu") as tensors:
-            names = tensors.keys()
-            return {name: tensors.get_tensor(name).clone() for name in names}
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except OSError as error:
-        raise BadInput(
-            f"{path}: cannot be read ({error.strerror}), expected a safetensors file of weights"
-        ) from None
+        expected = "expected a safetensors file of weights"
+        raise BadInput(f"{path}: cannot be read ({error.strerror}), {expected}") from None
     except SafetensorError as error:
-        raise BadInput(
-            f"{path}: found no safetensors file ({_line(error)}); convert a pickle once, by hand"
-        ) from None
+        found = f"found no safetensors file ({_line(error)})"
+        raise BadInput(f"{path}: {found}; convert a pickle once, by hand") from None
 
 
 def previous(path: Path) -> Path:
@@ -147,8 +138,7 @@ def newest(
 
 
 def sweep(folder: Path) -> None:
-    """Deletes what killed saves left in `folder`, which must be of one run: our partial files and those of
-    safetensors."""
+    """Deletes what killed saves left in a phase's folder: our partial files and those of safetensors."""
     for pattern in ("*.safetensors.partial", ".tmp*"):
         for left in folder.glob(pattern):
             left.unlink(missing_ok=True)
@@ -156,17 +146,14 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Within this block what a disk refuses raises RunFailed: one line with the path, the bytes `needed`, the
-    free ones."""
+    """Within this block what a disk refuses raises RunFailed: the path, the bytes `needed`, the free ones."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         wanted = "" if needed is None else f", expected room for {needed:,} bytes"
-        raise RunFailed(
-            f"{path}: cannot be written ({_line(error)}): found {_free(path)} bytes free{wanted}; what was "
-            "saved before is kept, "
-            "go on with the same command and --resume"
-        ) from None
+        found = f"({_line(error)}): found {_free(path)} bytes free{wanted}"
+        kept = "what was saved before is kept, go on with the same command and --resume"
+        raise RunFailed(f"{path}: cannot be written {found}; {kept}") from None
 
 
 def _free(path: Path) -> str:
@@ -177,8 +164,7 @@ def _free(path: Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    """What an error says, in one short line. safetensors has no error class of its own for the disk: only the
-    text tells."""
+    """What an error says, in one short line. Of safetensors' errors only the text tells those of the disk."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__
@@ -199,19 +185,15 @@ def _checksum(tree: str, tensors: dict[str, Tensor], form: str) -> str:
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for `value`; its tensors go into `tensors` under their path. JSON keeps only text keys, so dicts
-    become pairs."""
+    """JSON for `value`, its tensors into `tensors` by their path. Dicts become pairs: JSON has text keys."""
     if isinstance(value, Tensor):
         while name in tensors:  # {"a.b": x, "a": {"b": y}} and {0: x, "0": y} give one path twice
             name += "'"
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):
-        return {
-            "dict": [
-                [_plain(key, name), _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()
-            ]
-        }
+        pairs = [[_plain(key, name), _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]
+        return {"dict": pairs}
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]}
@@ -221,9 +203,8 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 def _plain(value: Any, name: str) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise TypeError(
-        f"checkpoint {name}: found {type(value).__name__}, expected tensors and plain values only"
-    )
+    expected = "expected tensors and plain values only"
+    raise TypeError(f"checkpoint {name}: found {type(value).__name__}, {expected}")
 
 
 def _unpack(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:

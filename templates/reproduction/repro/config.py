@@ -126,8 +126,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def _size(data: Any, known: dict[int, int]) -> int:
-    """How many values there are when every alias is written out: each is one object in memory, however often
-    it stands there."""
+    """How many values there are when every alias is written out; in memory each is one object."""
     if data is None or isinstance(data, bool | int | float | str):
         return 1
     if not isinstance(data, dict | list):
@@ -174,8 +173,7 @@ def validate(model: type[AnySection], data: Any, source: str) -> AnySection:
 def load(
     model: type[AnySection], path: Path, overrides: Sequence[str] = ()
 ) -> tuple[AnySection, list[Change]]:
-    """The configuration in `path` with `overrides` ("key=value") applied, and each field that they
-    changed."""
+    """The configuration in `path` with `overrides` ("key=value"), and each field that they changed."""
     config = validate(model, read_yaml(path), str(path))
     data, changes, refused = config.model_dump(mode="json"), [], None
     for override in overrides:
@@ -288,8 +286,7 @@ def _problem(error: Mapping[str, Any], model: type[Section], source: str) -> str
 
 
 def _fields_named(section: Any, expected: str) -> str:
-    """The single values of a section whose names the words of its validator use; nothing where there are
-    none."""
+    """The single values of a section whose names the words of its validator use."""
     fields = section.items() if isinstance(section, dict) else ()
     values = {name: value for name, value in fields if not isinstance(value, dict | list)}
     return ", ".join(

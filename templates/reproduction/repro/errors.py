@@ -22,8 +22,7 @@ EXIT_TERMINATED = 143
 
 
 class BadInput(Exception):
-    """What was given cannot be used. Each line names the file, the key, what was found and what was
-    expected."""
+    """What was given cannot be used. Each line names file, key, what was found and what was expected."""
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
@@ -35,8 +34,7 @@ class RunFailed(Exception):
 
 
 class Terminated(BaseException):
-    """The process was asked to end (SIGTERM). Like KeyboardInterrupt no Exception, so that nothing swallows
-    it."""
+    """SIGTERM asked the process to end. No Exception, like KeyboardInterrupt: nothing swallows it."""
 
 
 INTERRUPTED = "repro: interrupted; go on with the same command and --resume"
@@ -55,11 +53,9 @@ def ending_at_once() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        told, code = (
-            (INTERRUPTED, EXIT_INTERRUPTED) if number == signal.SIGINT else (TERMINATED, EXIT_TERMINATED)
-        )
-        os.write(2, f"{told}\n".encode())
-        os._exit(code)
+        asked = number == signal.SIGINT
+        os.write(2, f"{INTERRUPTED if asked else TERMINATED}\n".encode())
+        os._exit(EXIT_INTERRUPTED if asked else EXIT_TERMINATED)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -27,6 +27,7 @@ from repro.config import Pace, differences
 from repro.errors import BadInput, RunFailed, Terminated, deferred_termination
 from repro.phases import Batch, Networks, Phase, SingleLossPhase
 from repro.randomness import Draw, Orders, seed_global_generators
+from repro.rounds import Rows
 from repro.runtime import Runtime, World, arithmetic, progress
 from repro.update import Update
 
@@ -50,7 +51,7 @@ class Round:
     """What `collect` made, and the step at which it did; `file` is its name on the disk once it has one."""
 
     began: int
-    rows: Mapping[str, Tensor]
+    rows: Rows
     file: str | None = None
 
 
@@ -104,14 +105,16 @@ class Loop:
             rows = self.phase.collect(self.state, self.update)
         self.update.end(self._named_weights())
         file = self.update.sealed(rows)
-        self.round = Round(self.step, {name: column.detach().cpu() for name, column in rows.items()}, file)
+        if file is None:
+            rows = {name: column.detach().cpu() for name, column in rows.items()}
+        self.round = Round(self.step, Rows.of(rows), file)
 
     def next_batch(self) -> Batch:
         """The minibatch of the step that is next, on the CPU."""
         step, stream = self.step, self.phase.stream
         # Global generators too: a library may draw from them without asking.
         seed_global_generators(self.seed, stream, "step", step)
-        began, rows = (self.round.began, self.round.rows) if self.round else (0, {})
+        began, rows = (self.round.began, self.round.rows) if self.round else (0, None)
         place = {"step": step, "round_step": step - began}
         draw = Draw(self.seed, stream, "draws", step, **place, collected=rows, orders=self._orders)
         return self.phase.minibatch(step, draw)
@@ -127,8 +130,7 @@ class Loop:
         self.step += 1
 
     def numbers(self) -> dict[str, tuple[int, float]]:
-        """The newest logged number of each name, with the steps done then. Raises RunFailed for one that is
-        not finite."""
+        """The newest number of each name, with the steps done then. Raises RunFailed for one not finite."""
         found = self.update.numbers()
         for name, (step, value) in found.items():
             if not math.isfinite(value):
@@ -146,8 +148,7 @@ class Loop:
         return new
 
     def watch(self) -> dict[str, float]:
-        """What the phase says of its networks now, in eval mode and without gradients. It shifts no later
-        draw."""
+        """What the phase says of its networks now, in eval mode. It shifts no later draw."""
         if type(self.phase).watch is Phase.watch:
             return {}
         networks = Networks(dict(self.phase.networks(self.state)))
@@ -175,8 +176,7 @@ class Loop:
         }
 
     def restore(self, before: Mapping[str, Any]) -> None:
-        """Goes on from a snapshot. Raises ValueError or KeyError when it does not fit the phase as the code
-        is now."""
+        """Goes on from a snapshot. Raises ValueError or KeyError where it does not fit the present code."""
         self.step = _steps_done(before, range(self.phase.steps + 1))
         states.restore(self.state, before["state"])
         if before["scaler"]:
@@ -184,7 +184,7 @@ class Loop:
         self.update.logged = {name: (step, value) for name, (step, value) in before["logged"].items()}
         self.curves = {name: [tuple(point) for point in curve] for name, curve in before["curves"].items()}
         if (kept := _with_rows(before, self.folder)["round"]) is not None:
-            self.round = Round(kept["began"], kept["rows"], kept.get("file"))
+            self.round = Round(kept["began"], Rows.of(kept["rows"]), kept.get("file"))
 
     def require_scale(self) -> None:
         """Raises RunFailed when fp16 found no scale at which gradients are finite.
@@ -382,8 +382,7 @@ def load_networks(networks: Networks, state: Mapping[str, Any]) -> None:
 
 
 def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict[str, Any] | None:
-    """The newest sound state of a running phase with the data of its round, None before the first. Says when
-    a damaged one was passed over."""
+    """The newest sound state with the data of its round, or None. Says when a damaged one was passed over."""
     found = checkpoint.newest(running, lambda state: _with_rows(state, running.parent))
     if found is None:
         return None
@@ -421,8 +420,7 @@ def _matching(state: dict[str, Any], path: Path, identity: dict[str, Any]) -> di
 
 @contextmanager
 def _fitting(path: Path, phase: Phase[Any]) -> Iterator[None]:
-    """Within this block what a sound state of other code, or a file in another's place, cannot give raises
-    BadInput."""
+    """Within this block what a state of other code, or a file in another's place, lacks raises BadInput."""
     try:
         yield
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:

@@ -120,10 +120,10 @@ class Project(Files):
         for pattern, one in classes.items():
             if fnmatchcase(experiment, pattern):
                 return one
-        raise BadInput(
-            f"{self.root / 'configs'}: found experiment '{experiment}', expected a name like "
-            f"{', '.join(classes)}, for which {self.method.name} has a configuration"
+        expected = (
+            f"expected a name like {', '.join(classes)}, for which {self.method.name} has a configuration"
         )
+        raise BadInput(f"{self.root / 'configs'}: found experiment '{experiment}', {expected}")
 
     def tiny(self, experiment: str, config: RunConfig) -> list[str]:
         """The method's overrides for a run of seconds, those that match a field of the configuration."""
@@ -170,10 +170,8 @@ def _project(path: Path, table: dict[str, Any]) -> Project:
     engine = path.parent / str(table["engine"]) if "engine" in table else root
     top = engine / "repro" / "__init__.py"
     if top.exists() and not top.samefile(repro.__file__):
-        raise BadInput(
-            f"{path}: found the kit of {Path(repro.__file__).parent} running, expected {top.parent}; use "
-            f"python -m repro in {engine}"
-        )
+        found = f"found the engine of {Path(repro.__file__).parent} running, expected {top.parent}"
+        raise BadInput(f"{path}: {found}; use python -m repro in {engine}")
     module_name, colon, attribute = str(table.get("method", "")).partition(":")
     if not colon:
         raise NoMethod(path, Files(root), f"found {table.get('method')!r}, expected 'package.module:OBJECT'")
@@ -186,14 +184,11 @@ def _project(path: Path, table: dict[str, Any]) -> Project:
         if isinstance(error, TypeError) and not module_name.startswith("."):
             raise  # of the method's own code
         raise NoMethod(path, Files(root), str(error)) from None
+    place = f"{path}: tool.repro.method"
     if not isinstance(method, Method):
-        raise BadInput(
-            f"{path}: tool.repro.method: found {type(method).__name__}, expected a repro.method.Method"
-        )
+        raise BadInput(f"{place}: found {type(method).__name__}, expected a repro.method.Method")
     for one in method.config.values() if isinstance(method.config, Mapping) else [method.config]:
         if not issubclass(one, RunConfig):
-            raise BadInput(
-                f"{path}: tool.repro.method: found the configuration {one.__name__}, expected a subclass of "
-                "repro.config.RunConfig"
-            )
+            expected = "expected a subclass of repro.config.RunConfig"
+            raise BadInput(f"{place}: found the configuration {one.__name__}, {expected}")
     return Project(root, method)

@@ -54,14 +54,12 @@ class Work:
 
 
 class Networks(nn.ModuleDict):
-    """The networks that a phase hands on, by name. Where there is only one, the whole can be used as that
-    one."""
+    """The networks that a phase hands on, by name. Where there is one only, the whole can be used as it."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         if len(self) != 1:
-            raise TypeError(
-                f"found a call of {len(self)} networks ({', '.join(self)}), expected one of them by name"
-            )
+            found = f"found a call of {len(self)} networks ({', '.join(self)})"
+            raise TypeError(f"{found}, expected one of them by name")
         return next(iter(self.values()))(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
@@ -83,20 +81,16 @@ class Phase(ABC, Generic[State]):
     name: str
     steps: int
     counts: Mapping[str, Fraction | int] = {}
-    """The paper's units in one step, such as {"generator iterations": 1} or {"epochs": Fraction(128,
-    50_000)}."""
+    """The paper's units in one step, as {"generator iterations": 1} or {"epochs": Fraction(128, 50_000)}."""
     collect_every: int = 0
-    """Steps of a round. At the beginning of each, `collect` makes the data that its minibatches are drawn
-    from; 0: no rounds."""
+    """Steps of a round, at whose beginning `collect` makes the data of its minibatches; 0: no rounds."""
     precision: Precision = "float32"
     """Of the products within `update.autocast()`; weights and optimisers stay float32. bf16 and fp16 go by
     autocast, fp16 scales the loss. tf32 rounds factors to 10 bits on GPUs that can."""
     shared_parameters: tuple[str, ...] = ()
-    """Optimisers of the state, by name, that may hold the same parameter. Elsewhere that is taken for a
-    mistake."""
+    """Optimisers of the state, by name, that may hold the same parameter: elsewhere taken for a mistake."""
     minibatch_defines: str = ""
-    """What a minibatch of another size would change besides the noise of the gradient, e.g. "which pairs are
-    matched"."""
+    """What another batch size would change besides the gradient's noise: "which pairs are matched"."""
     draws_as: str = ""
     """The name of a phase whose draws this one has as well: an equal network begins with the same weights,
     and an equal `minibatch` gives the same minibatches. Methods are then compared in pairs. Empty for draws
@@ -144,8 +138,7 @@ class Phase(ABC, Generic[State]):
         raise NotImplementedError(f"phase {self.name} has rounds (collect_every) and no `collect`")
 
     def rebuilt(self, earlier: Mapping[str, Networks]) -> Mapping[str, nn.Module]:
-        """Networks as `networks` names them, with any weights: those of a finished phase are loaded into
-        them."""
+        """Networks as `networks` names them, with any weights: a finished phase's are loaded into them."""
         return self.networks(self.setup(earlier))
 
     def check(self, folder: Path) -> list[str]:
@@ -189,8 +182,7 @@ class Phase(ABC, Generic[State]):
             return self.minibatch(0, Draw(0, self.name, "rehearsal"))
 
     def work(self) -> Sequence[Work]:
-        """What is done on the device outside the steps, such as building a pool. Called before `prepare`, on
-        no fake tensors."""
+        """What is done on the device outside the steps, such as building a pool. Called before `prepare`."""
         return []
 
     def storage(self) -> Mapping[str, int]:
@@ -198,8 +190,7 @@ class Phase(ABC, Generic[State]):
         return {}
 
     def expected_initial_loss(self) -> float | None:
-        """What theory says of the loss before the first step, such as ln k for k classes; `repro diagnose`
-        looks whether it is."""
+        """What theory says of the loss before the first step, as ln k for k classes: for `repro diagnose`."""
         return None
 
 
@@ -305,12 +296,10 @@ class SingleLossPhase(Phase[SingleLossState]):
         before = [self._factor(step - 1) * rate for rate in state.rates] if step else state.rates
         for group, last, rate in zip(state.optimiser.param_groups, before, state.rates, strict=True):
             if group["lr"] != last:
-                raise RunFailed(
-                    f"phase {self.name}, step {step + 1}: found the learning rate {group['lr']}, expected "
-                    f"{last} as "
-                    "learning_rate_factor and warmup_steps left it; set rates there or by a scheduler in a "
-                    "Phase of your own"
-                )
+                found = f"found the learning rate {group['lr']}, expected {last}"
+                ways = "set rates there or by a scheduler in a Phase of your own"
+                left = f"as learning_rate_factor and warmup_steps left it; {ways}"
+                raise RunFailed(f"phase {self.name}, step {step + 1}: {found} {left}")
             group["lr"] = factor * rate
 
     def _sets_rates(self) -> bool:
@@ -321,9 +310,8 @@ class SingleLossPhase(Phase[SingleLossState]):
         """Raises RunFailed for a factor that no learning rate can have."""
         factor = float(self.learning_rate_factor(step))
         if not 0 <= factor < inf:
-            raise RunFailed(
-                f"learning_rate_factor({step}): found {factor}, expected a finite number of at least 0"
-            )
+            expected = "expected a finite number of at least 0"
+            raise RunFailed(f"learning_rate_factor({step}): found {factor}, {expected}")
         if self.options.warmup_steps:
             factor *= min(1.0, (step + 1) / self.options.warmup_steps)
         return factor
@@ -345,14 +333,12 @@ def cosine(step: int, steps: int, least: float = 0.0) -> float:
 
 
 def linear(step: int, steps: int, least: float = 0.0) -> float:
-    """A straight line from 1 at step 0 to `least` at `steps`, one after the last step, and `least` from there
-    on."""
+    """A straight line from 1 at step 0 to `least` at `steps`, one after the last step, and then `least`."""
     return 1 - (1 - least) * _share(step, steps)
 
 
 def milestones(step: int, at: Sequence[int], factor: float) -> float:
-    """`factor` once for each number of steps in `at` that is done, as He et al. 2016 divide by 10; torch's
-    MultiStepLR."""
+    """`factor` once for each number of steps in `at` that is done (He et al. 2016); torch's MultiStepLR."""
     return factor ** sum(step >= one for one in at)
 
 

@@ -220,8 +220,7 @@ def save_tensors(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Replaces a record as a whole. One key a line: it stays readable in a diff although it holds curves of
-    hundreds of points."""
+    """Replaces a record as a whole. One key a line: it stays readable in a diff although it holds curves."""
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
     _write_text(path, f"{{\n{lines}\n}}\n")
 
@@ -251,8 +250,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _check_machine(folder: Path, phases: Phases, runtime: Runtime, resume_phase: int | None) -> list[str]:
-    """What the phases that are still to run say about this machine. Raises BadInput for what it does not
-    have."""
+    """What the phases still to run say of this machine. Raises BadInput for what it does not have."""
     messages = []
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
@@ -397,14 +395,12 @@ def describe(root: Path, runtime: Runtime) -> dict[str, Any]:
 
 @functools.cache
 def _commit_of_this_process(root: Path) -> str:
-    """As it was at the first of several seeds: the code was read before, and somebody may commit while they
-    run."""
+    """As it was at the first of several seeds: somebody may commit while they run."""
     return git_commit(root)
 
 
 def git_commit(root: Path) -> str:
-    """The commit of the code, with "+changes" when tracked files differ from it, "none" outside a
-    repository."""
+    """The commit of the code, "+changes" when tracked files differ from it, "none" outside a repository."""
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return "none"

@@ -30,8 +30,7 @@ from repro.errors import BadInput, RunFailed
 Determinism = Literal["strict", "warn"]
 
 LONGEST_WAIT = timedelta(days=7)
-"""Of a process for the others, who may be evaluating or building a pool. One that has ended is noticed at
-once."""
+"""Of a process for the others, who may be evaluating. One that has ended is noticed at once."""
 
 T = TypeVar("T")
 
@@ -53,8 +52,7 @@ class World:
 
     @property
     def rank_part(self) -> tuple[str | int, ...]:
-        """What the rank adds to the name of a draw that processes must not share, such as dropout; nothing
-        for one process."""
+        """What the rank adds to the name of a draw that processes must not share, such as dropout."""
         return () if self.size == 1 else ("rank", self.rank)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
@@ -79,8 +77,7 @@ class World:
         return {key: column[self.rank :: self.size] for key, column in batch.items()}
 
     def sum_gradients(self, weights: list[Tensor]) -> None:
-        """Puts the sum of all processes' gradients in the place of each. One that only some have counts as
-        zero elsewhere."""
+        """Puts the sum of all processes' gradients in the place of each. One that a process lacks is zero."""
         if self.size == 1:
             return
         there = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.float64)
@@ -213,8 +210,7 @@ def find_device(name: str, world: World) -> torch.device:
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Within this block a GPU's products of float32 numbers are what `precision` says, float32 unless it says
-    tf32."""
+    """Within this block a GPU's products of float32 numbers are float32, or tf32 if `precision` says so."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     try:
@@ -224,8 +220,7 @@ def arithmetic(precision: str) -> Iterator[None]:
 
 
 def check_precision(precision: str, phase: str, device: torch.device) -> None:
-    """Raises BadInput for a precision that the device has no hardware for: emulated, it is slower than
-    float32."""
+    """Raises BadInput for a precision without hardware in the device: emulated, it is slower than float32."""
     if precision == "bf16" and device.type == "cuda":
         with torch.cuda.device(device):
             supported = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -262,8 +257,7 @@ def imported_versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The hardware that a run used: processor, cores, threads, memory, and the GPU's name if it ran on
-    one."""
+    """The hardware that a run used: processor, cores, threads, memory, and the GPU's name if it used one."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -40,19 +40,37 @@ def fields_of(state: Any) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
+def parts(value: Any) -> dict[Any, Any] | None:
+    """What a dataclass, dict, list or tuple holds, by name or number; None for a leaf."""
+    if isinstance(value, Stateful | type):
+        return None
+    if dataclasses.is_dataclass(value):
+        return fields_of(value)
+    if isinstance(value, dict):
+        return dict(value)
+    return dict(enumerate(value)) if isinstance(value, list | tuple) else None
+
+
 def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Everything in a state that is no list, tuple or dict, with its dotted name."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type | Stateful):
-        for key, item in fields_of(value).items():
-            yield from leaves(item, f"{name}.{key}")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from leaves(item, f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from leaves(item, f"{name}.{index}")
-    else:
+    """Everything in a state that holds no parts, with its dotted name."""
+    if (inside := parts(value)) is None:
         yield name, value
+    else:
+        for key, item in inside.items():
+            yield from leaves(item, f"{name}.{key}")
+
+
+def _of_parts(value: Any, inside: dict[Any, Any]) -> Any:
+    """`value` with other parts: a dataclass in place, another container anew."""
+    if isinstance(value, dict):
+        return inside
+    if isinstance(value, list):
+        return list(inside.values())
+    if isinstance(value, tuple):
+        return type(value)(*inside.values()) if hasattr(value, "_fields") else tuple(inside.values())
+    for name, item in inside.items():
+        setattr(value, name, item)
+    return value
 
 
 def modules(state: Any) -> dict[str, nn.Module]:
@@ -72,27 +90,16 @@ def parameters(state: Any) -> dict[str, nn.Parameter]:
 
 
 def move(state: Any, device: torch.device) -> None:
-    """Brings networks and tensors to the device; networks in place, so that optimisers go on holding their
-    weights."""
-    for name, value in fields_of(state).items():
-        setattr(state, name, _moved(value, device))
+    """Brings networks and tensors to the device; networks in place, since optimisers hold their weights."""
+    _moved(state, device)
     for _, leaf in leaves(state, "state"):
         if isinstance(leaf, torch.optim.Optimizer) and _is_apart(leaf):
             leaf.load_state_dict(leaf.state_dict())  # which brings all of it to where the weights are
 
 
-def _is_apart(optimiser: torch.optim.Optimizer) -> bool:
-    """Whether it holds tensors elsewhere than their weights are: Adagrad makes its sums before the weights
-    move."""
-    return any(
-        isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.device != weight.device
-        for group in optimiser.param_groups
-        for weight in group["params"]
-        for tensor in optimiser.state.get(weight, {}).values()
-    )
-
-
 def _moved(value: Any, device: torch.device) -> Any:
+    if (inside := parts(value)) is not None:
+        return _of_parts(value, {key: _moved(item, device) for key, item in inside.items()})
     if isinstance(value, nn.Module):
         tensors = (*value.parameters(), *value.buffers())
         # Asked first: a network of fake tensors, which need no memory, cannot be moved to where it is.
@@ -100,17 +107,20 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, nn.Parameter):
         value.data = value.data.to(device)
         return value
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Stateful):
-        return value
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([_moved(item, device) for item in value])
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        move(value, device)
-    return value
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _is_apart(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether it holds tensors elsewhere than its weights are: Adagrad makes its sums before they move."""
+    return any(
+        isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.device != weight.device
+        for weight in _weights(optimiser)
+        for tensor in optimiser.state.get(weight, {}).values()
+    )
+
+
+def _weights(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimiser.param_groups for weight in group["params"]]
 
 
 def check(state: Any, phase: str, shared: tuple[str, ...] = ()) -> None:
@@ -121,43 +131,32 @@ def check(state: Any, phase: str, shared: tuple[str, ...] = ()) -> None:
     those of another optimiser (unless `shared` names both), and a scheduler outside the state.
     """
     if not dataclasses.is_dataclass(state) or isinstance(state, type) or _frozen(state):
-        found_one = f"found {type(state).__name__}, expected a dataclass that is not frozen"
-        raise BadInput(f"phase {phase}: setup: {found_one}")
+        expected = "expected a dataclass that is not frozen"
+        raise BadInput(f"phase {phase}: setup: found {type(state).__name__}, {expected}")
     problems: list[str] = []
-    held: dict[int, str] = {}
-    scheduled: set[int] = set()
+    found = list(leaves(fields_of(state), "state"))
     known = {id(parameter) for parameter in parameters(state).values()}
-    found = [(f"state.{name}", value) for name, value in fields_of(state).items()]
-    found = [leaf for name, value in found for leaf in leaves(value, name)]
+    scheduled = {id(one) for _, leaf in found if isinstance(leaf, LRScheduler) for one in _scheduled(leaf)}
+    held: dict[int, str] = {}
     for name, leaf in found:
-        if isinstance(leaf, LRScheduler):
-            scheduled |= {id(one) for one in _optimisers_of(leaf)}
         if not isinstance(leaf, Stateful | Tensor | torch.Generator | bool | int | float | str | None):
             problems.append(f"{name}: found {type(leaf).__name__}, expected {EXPECTED}")
-    for name, leaf in found:
         if not isinstance(leaf, torch.optim.Optimizer):
             continue
         if hasattr(leaf.step, "_wrapped_by_lr_sched") and id(leaf) not in scheduled:
-            problems.append(
-                f"{name}: found a scheduler of its rates outside the state, expected it in a field of the "
-                "state"
-            )
-        for parameter in (p for group in leaf.param_groups for p in group["params"]):
-            if id(parameter) not in known:
-                shape = "" if is_lazy(parameter) else f" of shape {tuple(parameter.shape)}"
-                problems.append(
-                    f"{name}: found a weight{shape} of no network in the state, expected its network in a "
-                    "field"
-                )
-                break
-            other = held.setdefault(id(parameter), name)
-            if other != name and not {other.removeprefix("state."), name.removeprefix("state.")} <= {*shared}:
-                problems.append(
-                    f"{name}: found a weight that {other} holds as well, expected one optimiser for it; "
-                    "where the paper has "
-                    "two, name both in shared_parameters of the phase"
-                )
-                break
+            expected = "expected it in a field of the state"
+            problems.append(f"{name}: found a scheduler of its rates outside the state, {expected}")
+        weights = _weights(leaf)
+        others = {held.setdefault(id(weight), name) for weight in weights} - {name}
+        if unknown := [weight for weight in weights if id(weight) not in known]:
+            shape = "" if is_lazy(unknown[0]) else f" of shape {tuple(unknown[0].shape)}"
+            expected = "expected its network in a field"
+            problems.append(f"{name}: found a weight{shape} of no network in the state, {expected}")
+        for other in sorted(others):
+            if not {other.removeprefix("state."), name.removeprefix("state.")} <= {*shared}:
+                advice = "where the paper has two, name both in shared_parameters of the phase"
+                expected = f"expected one optimiser for it; {advice}"
+                problems.append(f"{name}: found a weight that {other} holds as well, {expected}")
     if problems:
         raise BadInput(*(f"phase {phase}: {problem}" for problem in problems))
 
@@ -167,39 +166,32 @@ def _frozen(state: Any) -> bool:
     return frozen
 
 
-def _optimisers_of(scheduler: Any) -> list[torch.optim.Optimizer]:
-    parts = getattr(scheduler, "_schedulers", [])
+def _scheduled(scheduler: Any) -> list[torch.optim.Optimizer]:
+    """The optimisers whose rates it sets, by way of others too."""
     own = getattr(scheduler, "optimizer", None)
-    return [one for part in parts for one in _optimisers_of(part)] + ([own] if own is not None else [])
+    inside = [one for part in getattr(scheduler, "_schedulers", []) for one in _scheduled(part)]
+    return inside + ([own] if own is not None else [])
 
 
 def require_finite(state: Any, phase: str, steps_done: int) -> None:
-    """Raises RunFailed for weights that are not finite. A loss says nothing about the step that was made from
-    it.
-
-    Buffers may hold infinities, as a mask does.
-    """
-    broken = [
-        name.removeprefix("state.") for name, weight in parameters(state).items() if not _finite(weight)
-    ]
+    """Raises RunFailed for weights that are not finite. Buffers may hold infinities, as a mask does."""
+    weights = parameters(state).items()
+    broken = [name.removeprefix("state.") for name, weight in weights if not _finite(weight)]
     if broken:
         names = ", ".join(broken[:3]) + f" and {len(broken) - 3} more" * (len(broken) > 3)
-        raise RunFailed(
-            f"phase {phase}, step {steps_done}: the weights of {names} are not finite; the last saved state "
-            "is kept"
-        )
+        found = f"the weights of {names} are not finite"
+        raise RunFailed(f"phase {phase}, step {steps_done}: {found}; the last saved state is kept")
 
 
 def _finite(weight: Tensor) -> bool:
     return is_lazy(weight) or bool(weight.detach().isfinite().all())
 
 
-def saved(state: Any) -> dict[str, Any]:
-    """A state as plain containers of tensors and plain values, for a checkpoint. Nothing is copied."""
-    return {name: _saved(value) for name, value in fields_of(state).items()}
-
-
-def _saved(value: Any) -> Any:
+def saved(value: Any) -> Any:
+    """A state, or a part of one, as plain containers of tensors and plain values. Nothing is copied."""
+    if (inside := parts(value)) is not None:
+        kept = {key: saved(item) for key, item in inside.items()}
+        return type(value)(kept.values()) if type(value) in (list, tuple) else kept
     if isinstance(value, nn.Module):
         return {
             "state_dict": dict(value.state_dict()),
@@ -208,69 +200,51 @@ def _saved(value: Any) -> Any:
         }
     if isinstance(value, Stateful):
         return dict(value.state_dict())
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return saved(value)
-    if isinstance(value, dict):
-        return {key: _saved(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_saved(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
+    return value.get_state() if isinstance(value, torch.Generator) else value
 
 
-def restore(state: Any, before: dict[str, Any], where: str = "state") -> None:
-    """Puts what `saved` gave back into a new state, in place. Raises ValueError when its parts are others
-    than those."""
-    _require_same_names(where, before, list(fields_of(state)))
-    for name, value in fields_of(state).items():
-        setattr(state, name, _restored(value, before[name], f"{where}.{name}"))
+def restore(state: Any, before: Any, where: str = "state") -> Any:
+    """Puts what `saved` gave back into a new state, or a part of one, in place where it can be. Returns it.
 
-
-def _restored(value: Any, before: Any, where: str) -> Any:
-    if isinstance(value, nn.Module):
+    Raises ValueError when its parts are others than those.
+    """
+    if (inside := parts(state)) is not None:
+        return _parts_restored(state, inside, before, where)
+    if isinstance(state, nn.Module):
         _require_same_names(where, before, ["state_dict", "resting", "frozen"])
-        value.load_state_dict(before["state_dict"])
-        for name, module in value.named_modules():
+        state.load_state_dict(before["state_dict"])
+        for name, module in state.named_modules():
             module.training = name not in before["resting"]
-        for name, parameter in value.named_parameters():
+        for name, parameter in state.named_parameters():
             parameter.requires_grad_(name not in before["frozen"])
-        return value
-    if isinstance(value, Stateful):
-        value.load_state_dict(before)
-        return value
-    if isinstance(value, torch.Generator):
-        value.set_state(before)
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        restore(value, before, where)
-        return value
-    if isinstance(value, dict | list | tuple):
-        return _container_restored(value, before, where)
-    if isinstance(value, nn.Parameter):
+    elif isinstance(state, Stateful):
+        state.load_state_dict(before)
+    elif isinstance(state, torch.Generator):
+        state.set_state(before)
+    elif isinstance(state, nn.Parameter):
         with torch.no_grad():
-            value.copy_(before)
-        return value
-    if isinstance(value, Tensor):
+            state.copy_(before)
+    elif isinstance(state, Tensor):
         if not isinstance(before, Tensor):
             raise ValueError(f"{where}: found {type(before).__name__}, expected a tensor")
-        return before.to(value.device).requires_grad_(value.requires_grad)
-    return before
-
-
-def _container_restored(value: Any, before: Any, where: str) -> Any:
-    """Part by part; a container of data alone may have become another one."""
-    new = dict(value) if isinstance(value, dict) else dict(enumerate(value))
-    old = dict(before) if isinstance(before, dict) else dict(enumerate(before))
-    if new.keys() != old.keys():
-        if any(
-            isinstance(leaf, Stateful | nn.Parameter | torch.Generator) for _, leaf in leaves(value, where)
-        ):
-            raise ValueError(f"{where}: found the parts {list(old)}, expected {list(new)}")
+        return before.to(state.device).requires_grad_(state.requires_grad)
+    else:
         return before
-    parts = {key: _restored(item, old[key], f"{where}.{key}") for key, item in new.items()}
-    return parts if isinstance(value, dict) else type(value)(parts.values())
+    return state
+
+
+def _parts_restored(value: Any, inside: dict[Any, Any], before: Any, where: str) -> Any:
+    """Part by part; a container of data alone may have become another one."""
+    old = before if isinstance(before, dict) else dict(enumerate(before))
+    if dataclasses.is_dataclass(value):
+        _require_same_names(where, old, list(inside))
+    elif inside.keys() != old.keys():
+        lasting = (Stateful, nn.Parameter, torch.Generator)
+        if any(isinstance(leaf, lasting) for _, leaf in leaves(value, where)):
+            raise ValueError(f"{where}: found the parts {list(old)}, expected {list(inside)}")
+        return before
+    new = {key: restore(item, old[key], f"{where}.{key}") for key, item in inside.items()}
+    return _of_parts(value, new)
 
 
 def _require_same_names(where: str, before: Any, names: list[Any]) -> None:

@@ -7,7 +7,7 @@ optimiser's weights is summed over processes when it steps, and cleared after it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from repro import rounds
 from repro.errors import RunFailed
 from repro.phases import Batch, Phase
 from repro.randomness import generator
+from repro.rounds import Dtypes, Rows, Shapes
 from repro.runtime import Runtime
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +46,7 @@ class Update:
         self._stepped: dict[int, int] = {}
         self._shared: tuple[Batch, dict[str, Tensor]] | None = None
         self._folder: Path | None = None
-        self._room: dict[str, Tensor] | None = None
+        self._room: Rows | None = None
 
     # For the method.
 
@@ -67,8 +68,7 @@ class Update:
         return torch.autocast(self._runtime.device.type, dtype=self._dtype, enabled=half)
 
     def generator(self, *names: str | int) -> torch.Generator:
-        """A generator on the CPU for draws within this step, or this `collect`: a function of (seed, phase,
-        step, names)."""
+        """For draws within this step or `collect`, on the CPU: a function of (seed, phase, step, names)."""
         return generator(self._seed, self._phase.stream, "step", self.step_number, *names)
 
     def backward(
@@ -145,8 +145,7 @@ class Update:
         return torch.zeros(()) if self._loss is None else self._loss
 
     def gradient(self, weights: Weights) -> list[Tensor | None]:
-        """The gradient of the weights, in their order, taken off them; None where there is none. Not with
-        fp16."""
+        """The gradient of the weights, in their order, taken off them; None where there is none; not fp16."""
         if self.scaler.is_enabled():
             raise self._refusal("update.gradient: found fp16, expected bf16 or float32")
         tensors = list(_tensors(weights))
@@ -163,21 +162,21 @@ class Update:
         """
         self.logged[name] = self.step_number + 1, value.detach() if isinstance(value, Tensor) else value
 
-    def room(self, count: int, row: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """For `collect`: columns of `count` rows like `row`, to be filled in place and returned.
+    def room(self, count: int, shapes: Shapes, dtypes: Dtypes = torch.float32) -> Rows:
+        """For `collect`: columns of `count` rows, to be filled in place and returned.
 
         They lie in files of the run's folder, so that they may be larger than the memory. All processes see
         the same ones.
         """
         if self._folder is None:
-            self._room = {name: one.new_empty((count, *one.shape)) for name, one in row.items()}
+            self._room = Rows(count, shapes, dtypes)
             return self._room
         world = self._runtime.world
         if world.first:
-            self._room = rounds.allocate(self._folder, count, row)
+            self._room = rounds.allocate(self._folder, count, shapes, dtypes)
         world.barrier()
         if not world.first:
-            self._room = rounds.mapped(self._folder / rounds.PARTIAL)
+            self._room = rounds.mapped(self._folder / rounds.PARTIAL, filled=False)
         assert self._room is not None
         return self._room
 
@@ -190,8 +189,7 @@ class Update:
         self._folder, self._room = folder, None
 
     def end(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """After a step. Raises RunFailed when a gradient is left on one of the named weights: no state holds
-        it."""
+        """After a step. Raises RunFailed when a gradient is left on a named weight: no state holds it."""
         self._update_scale()
         self._shared = None
         if left := [name.removeprefix("state.") for name, weight in weights if weight.grad is not None]:
@@ -206,8 +204,8 @@ class Update:
         """The name on the disk of what `collect` returned, where it filled `room`."""
         if self._room is None or self._folder is None:
             return None
-        if {name: id(column) for name, column in rows.items()} != {n: id(c) for n, c in self._room.items()}:
-            raise self._refusal("collect: found other columns than update.room gave, expected all of those")
+        if rows is not self._room:
+            raise self._refusal("collect: found other columns than update.room gave, expected those")
         self._runtime.world.barrier()
         return rounds.seal(self._folder) if self._runtime.world.first else None
 
