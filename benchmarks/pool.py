@@ -11,22 +11,22 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 
 from repro import rounds
+from repro.rounds import Rows
 
 SIZES = (5_000, 500_000)
 MINIBATCH, DIMENSION = 256, 2
 TURNS, DRAWS = 21, 200
 
 
-def round_of(entries: int, folder: Path) -> Mapping[str, Tensor]:
+def round_of(entries: int, folder: Path) -> Rows:
     """The columns of NSGF's pool, mapped."""
     x_t, v_t = torch.randn(2, entries, DIMENSION)
     return rounds.read(folder / rounds.write(folder, {"x_t": x_t, "v_t": v_t, "t": torch.rand(entries)}))
 
 
-def microseconds_per_minibatch(pools: Mapping[int, Mapping[str, Tensor]]) -> dict[int, float]:
+def microseconds_per_minibatch(pools: Mapping[int, Rows]) -> dict[int, float]:
     """The median over turns that the pools take, so that a busy moment hits both."""
     generator = torch.Generator().manual_seed(0)
     times: dict[int, list[float]] = {entries: [] for entries in pools}
@@ -34,8 +34,7 @@ def microseconds_per_minibatch(pools: Mapping[int, Mapping[str, Tensor]]) -> dic
         for entries, pool in pools.items():
             began = time.perf_counter()
             for _ in range(DRAWS):
-                rows = torch.randint(entries, (MINIBATCH,), generator=generator)
-                {name: column[rows] for name, column in pool.items()}
+                pool.sample(MINIBATCH, generator)
             times[entries].append((time.perf_counter() - began) / DRAWS * 1e6)
     return {entries: median(values) for entries, values in times.items()}
 

@@ -1,6 +1,7 @@
 """m02: the pool joined again at every step.
 
-Bytes that drawing a minibatch allocates depend on the minibatch, not on the pool, in memory and on the disk; building a pool allocates one pool.
+Bytes that drawing a minibatch allocates depend on the minibatch, not on the pool, in memory and on the disk; building a pool allocates one pool, and
+what is not full is not drawn from.
 """
 
 from functools import partial
@@ -13,6 +14,7 @@ from nsgf.phases import VelocityField, make_phases
 from repro import rounds
 from repro.config import load
 from repro.loop import Loop
+from repro.rounds import Rows
 from repro.runtime import Runtime
 from repro_tools.minibatch import draw
 
@@ -55,8 +57,19 @@ def check_building(project, storages):
     loop = Loop(phase, seed=0, runtime=CPU, earlier={})
     with storages() as counted:
         loop.collect_if_due()
-    pools = counted.peak / sum(column.nbytes for column in loop.round.rows.values())
+    pools = counted.peak / loop.round.rows.nbytes
     assert pools <= 1.2, f"building peaks at {pools:.1f} pools, expected one"
+
+
+def check_refusal():
+    pool = Rows(4, {"x": ()})
+    pool.add(x=torch.zeros(3))
+    try:
+        pool.sample(2, torch.Generator())
+    except ValueError as error:
+        assert str(error) == "rows: found 3, expected all 4"
+    else:
+        raise AssertionError("a pool was sampled before it was full")
 
 
 def check_phase(experiment, project, storages, tmp_path):
@@ -74,7 +87,7 @@ def check_phase(experiment, project, storages, tmp_path):
         loop = Loop(phase, seed=0, runtime=CPU, earlier={}, folder=tmp_path / str(batches))
         loop.collect_if_due()
         step = lambda phase=phase, loop=loop: phase.loss(loop.state.model, loop.next_batch())  # noqa: E731
-        made[len(loop.round.rows["t"])] = bytes_made(storages, step)
+        made[loop.round.rows.count] = bytes_made(storages, step)
     assert len(set(made.values())) == 1, f"a step of phase 1 allocates by the size of the pool: {made} bytes"
 
 
@@ -83,7 +96,7 @@ def drawn_from(monkeypatch, change):
     real = VelocityField.minibatch
 
     def minibatch(self, step, draw):
-        draw.collected = {name: change(column) for name, column in draw.collected.items()}
+        draw.collected = Rows.of({name: change(column) for name, column in draw.collected.items()})
         return real(self, step, draw)
 
     monkeypatch.setattr(VelocityField, "minibatch", minibatch)
@@ -144,21 +157,34 @@ def joined_at_the_end(monkeypatch):
     monkeypatch.setattr(VelocityField, "collect", collect)
 
 
-def filled_in_two_halves(monkeypatch):
-    """In tensors of its own, of the final size."""
+def filled(monkeypatch, make, parts=1):
+    """State behind state, each in so many parts, into what `make` gives for the method's number of rows."""
 
     def collect(self, state, update):
-        size, n = self.config.pool, self.config.pool.batch_size
-        count = size.batches * self.entries_of_batch
-        pool = {"x_t": torch.empty(count, 2), "v_t": torch.empty(count, 2), "t": torch.empty(count)}
-        for number, rows in enumerate(states_of(self)):
-            for name, column in rows.items():
-                for half, part in enumerate(column.chunk(2)):
-                    begin = number * n + half * (n // 2)
-                    pool[name][begin : begin + n // 2] = part
+        pool = make(update, self.config.pool.batches * self.entries_of_batch, self.columns)
+        for rows in states_of(self):
+            for part in zip(*(column.chunk(parts) for column in rows.values()), strict=True):
+                pool.add(**dict(zip(rows, part, strict=True)))
         return pool
 
     monkeypatch.setattr(VelocityField, "collect", collect)
+
+
+def filled_in_two_halves(monkeypatch):
+    filled(monkeypatch, lambda update, *size: update.room(*size), parts=2)
+
+
+def in_rows_of_its_own(monkeypatch):
+    filled(monkeypatch, lambda update, *size: Rows(*size))
+
+
+def sampled_before_it_is_full(monkeypatch):
+    monkeypatch.setattr(Rows, "full", True)
+
+
+def full_by_its_last_row(monkeypatch):
+    """Who asks for all rows asks for the last one."""
+    monkeypatch.setattr(Rows, "full", property(lambda self: not self._filled < self.count))
 
 
 BY_SIZE = "drawing 16 entries allocates by the size of the pool: {'100': "
@@ -173,7 +199,12 @@ PROOFS = [
     Proof(
         check_building,
         {grown_by_joining: "building peaks at 2.0 pools", joined_at_the_end: "building peaks at 2.0 pools"},
-        [filled_in_two_halves],
+        [filled_in_two_halves, in_rows_of_its_own],
+    ),
+    Proof(
+        check_refusal,
+        {sampled_before_it_is_full: "a pool was sampled before it was full"},
+        [full_by_its_last_row],
     ),
     *(
         Proof(

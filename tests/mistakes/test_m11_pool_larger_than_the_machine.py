@@ -4,6 +4,7 @@ Before anything is written, the pool of the paper is held against the disk that 
 where it fits; where it does not, one line says what would.
 """
 
+import math
 import re
 from collections import namedtuple
 from dataclasses import replace
@@ -57,8 +58,8 @@ def planned(project):
 def outcome(planned, runs, disk, experiment, *overrides):
     """(bytes that the run takes first, None), or (None, why it is refused). No byte of a pool is written."""
 
-    def allocate(folder, count, row):
-        needed = count * sum(one.nbytes for one in row.values())
+    def allocate(folder, count, shapes, dtype):
+        needed = count * sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
         if needed > disk * GIB:
             raise RunFailed("the disk has no room for it")
         raise Begun(needed)
@@ -111,10 +112,9 @@ def check_parts(project, tmp_path):
     runtime = Runtime(torch.device("cpu"), stand_in_data=True)
     phase, real, found = make_phases(config, runtime)[0], rounds.allocate, []
 
-    def allocate(folder, count, row):
-        own = real(folder, count, row)
-        needed = sum(column.nbytes for column in own.values())
-        found.append(needed * len(list(folder.glob("round[-.]*"))))
+    def allocate(folder, *size):
+        own = real(folder, *size)
+        found.append(own.nbytes * len(list(folder.glob("round[-.]*"))))
         return own
 
     with pytest.MonkeyPatch.context() as patch:
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_says_so_before_the_first_row(tmp_path, monkeypatch
 
     monkeypatch.setattr(rounds.os, "posix_fallocate", refused, raising=False)
     with pytest.raises(RunFailed, match=r"cannot be written \(No space left on device\): found .* room for 400 bytes"):
-        rounds.allocate(tmp_path, 100, {"t": torch.empty(())})
+        rounds.allocate(tmp_path, 100, {"t": ()})
 
 
 def test_the_symptom_is_what_pytorch_says():
