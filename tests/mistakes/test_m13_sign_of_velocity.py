@@ -75,7 +75,7 @@ class Constant(nn.Module):
 def fitted(phase):
     """A network that has learned what the loss asks for. The mean square of (v - v_i) has the gradient v - mean(v_i): one step lands there."""
     model = Constant()
-    phase.loss(model, pool_of(phase, SEED)).backward()
+    phase.loss(model, dict(pool_of(phase, SEED))).backward()
     model.v.data -= model.v.grad
     return model
 
