@@ -415,8 +415,8 @@ def _interrupt(
         after_first = leaves(snapshot)
         kept = _to_the_end(loop)
         problem = first_difference(in_one_go, kept, "at the end")
-        if problem and (shifted := _shifted_by_saving(trial, index, folder, models, kept)):
-            findings.failed("checkpoint", shifted, name)
+        if problem is not None and _is_shifted_by_saving(trial, index, folder, models, in_one_go):
+            findings.judge("checkpoint", first_difference(in_one_go, kept, "at the end after a save"), phase=name)
             findings.leave_out_all(OF_TRAINING, "to save it shifts it", name)
             return
         findings.judge("boundary", problem, phase=name)
@@ -446,7 +446,9 @@ def _to_the_end(loop: Loop) -> Whole:
     return found
 
 
-def _shifted_by_saving(trial: Trial, index: int, folder: Path, models: dict[str, Networks], saved: Whole) -> str | None:
-    """How a phase that was saved on its way differs from one that was begun like it and not saved; None where it does not."""
+def _is_shifted_by_saving(
+    trial: Trial, index: int, folder: Path, models: dict[str, Networks], in_one_go: Whole
+) -> bool:
+    """Of a phase that ended otherwise when it was begun anew and saved on its way: whether it does not when it is not saved."""
     never_saved = _to_the_end(_begun(trial, trial.phases()[index], folder, models))
-    return first_difference(never_saved, saved, "at the end after a save on the way")
+    return first_difference(in_one_go, never_saved, "at the end") is None
