@@ -79,13 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "which is kept beside it. Give the options that the run was made with; --set may change evaluation.* besides, as a departure."
     )
     parser.epilog = "example: repro evaluate digits --seeds 0 1 2 --data-root data"
-    command_line.add_experiments(parser, default_all=False)
-    command_line.add_seeds(parser, default=None, told="which runs (default: all that are in --runs)")
-    command_line.add_overrides(parser)
-    command_line.add_runs(parser)
-    command_line.add_device(parser)
-    command_line.add_data_root(parser)
-    command_line.add_json(parser)
+    command_line.add(parser, "experiments")
+    command_line.add(parser, "--seeds", default=None, help="which runs (default: all that are in --runs)")
+    command_line.add(parser, "--set", "--train-iters", "--runs", "--device", "--data-root", "--json")
 
 
 def command(options: argparse.Namespace) -> int:

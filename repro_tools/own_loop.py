@@ -25,8 +25,11 @@ def own_loops(phases: Iterable[Phase[Any]]) -> list[str]:
 
 
 def has_own_loop(phase: Phase[Any]) -> bool:
-    """Whether more belongs to its step than a minibatch and a loss: also where there is one loss, on what a round made."""
-    return not isinstance(phase, SingleLossPhase) or phase.collect_every > 0
+    """Whether it says less than one network with one loss: its step is the paper's own, or it has rounds and leaves open,
+    by `rehearse` and `work`, what they come to."""
+    kind = type(phase)
+    open_rounds = kind.rehearse is Phase.rehearse or kind.work is Phase.work
+    return not isinstance(phase, SingleLossPhase) or (phase.collect_every > 0 and open_rounds)
 
 
 def require_single_loss(phases: Iterable[Phase[Any]], experiment: str) -> list[SingleLossPhase]:

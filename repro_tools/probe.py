@@ -48,10 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Calls every library with the shapes of every experiment and checks one constructed answer of each."
     )
     parser.epilog = "example: repro probe '2d-*' --json"
-    command_line.add_experiments(parser, default_all=True)
-    command_line.add_overrides(parser)
-    command_line.add_data_root(parser)
-    command_line.add_json(parser)
+    command_line.add(parser, "experiments", **command_line.EVERY)
+    command_line.add(parser, "--set", "--train-iters", "--data-root", "--json")
 
 
 def command(options: argparse.Namespace) -> int:

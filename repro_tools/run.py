@@ -81,8 +81,7 @@ def _run_in_processes(options: argparse.Namespace, plans: list[Plan]) -> list[st
     again = options.resume_phase is None
     there = {run for run, folder in folders.items() if (folder / RECORD).exists() and again}
     passed = [*(f"--set={override}" for override in command_line.overrides(options)), "--device", options.device]
-    passed += ["--data-root", str(options.data_root), "--pool-storage", options.pool_storage]
-    passed += ["--determinism", options.determinism]
+    passed += ["--data-root", str(options.data_root), "--determinism", options.determinism]
     passed += ["--resume"] if options.resume else []
     passed += ["--resume-phase", str(options.resume_phase)] if options.resume_phase else []
 

@@ -9,7 +9,6 @@ from torch import nn
 from repro.config import RunConfig, Section
 from repro.method import Evaluation, Method
 from repro.phases import SingleLossPhase
-from repro.pool import Pool
 from repro.randomness import generator
 
 
@@ -41,12 +40,11 @@ class Line(SingleLossPhase):
         return torch.optim.Adam(model.parameters(), lr=self.config.phases.line.learning_rate)
 
     def prepare(self, seed: int, scratch: Path, earlier):
-        self.pool = Pool(self.config.pool_size, {"x": (1,), "y": (1,)})
-        x = torch.randn(self.config.pool_size, 1, generator=generator(seed, "pool"))
-        self.pool.add(x=x, y=2 * x + 1)
+        self.pool = torch.randn(self.config.pool_size, 1, generator=generator(seed, "pool"))
 
     def minibatch(self, step, generator):
-        return self.pool.sample(self.config.phases.line.batch_size, generator)
+        rows = torch.randint(len(self.pool), (self.config.phases.line.batch_size,), generator=generator)
+        return {"x": self.pool[rows], "y": 2 * self.pool[rows] + 1}
 
     def loss(self, model, batch):
         return nn.functional.mse_loss(model(batch["x"]), batch["y"])

@@ -7,7 +7,6 @@ Phases 2 and 3 train on independent source and target points, never on the outpu
 from __future__ import annotations
 
 import math
-from bisect import bisect
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,17 @@ from nsgf.flow import Velocity, euler_flow
 from nsgf.laws import ImageLaws, Laws, PointLaws
 from nsgf.networks import ImageClassifier, TimeMLP, TimePredictorCNN, TimePredictorMLP
 from nsgf.unet import UNet
+from repro import rounds
 from repro.errors import BadInput
-from repro.phases import Phase, SingleLossPhase, StepOptions, Work
-from repro.pool import DISK_SHARE, MEMORY_SHARE, Placement, Pool, free, gib, make_file, place, publish, width
+from repro.phases import Draw, Phase, SingleLossPhase, SingleLossState, StepOptions, Work
 from repro.randomness import generator
+from repro.rounds import Rows
 from repro.runtime import Runtime, progress
+from repro.update import Update
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
+ROUNDS_KEPT = 3
+"""Parts of the pool that lie on the disk at a time: of the newest saved state, of the one before it, and the one that is built."""
 
 
 def make_phases(config: settings.PointConfig | settings.ImageConfig, runtime: Runtime) -> list[Phase]:
@@ -99,7 +102,11 @@ class NSGFPhase(SingleLossPhase):
 
 
 class VelocityField(NSGFPhase):
-    """Phase 1: regression of v_theta on the velocities of a pool of minibatch Sinkhorn flows (Algorithm 1, page 5)."""
+    """Phase 1: regression of v_theta on the velocities of a pool of minibatch Sinkhorn flows (Algorithm 1, page 5).
+
+    The pool is the data of a round. It is built once, or, with resident batches, one part of it after the other, each for
+    an equal number of steps.
+    """
 
     config: settings.PointVelocityField | settings.ImageVelocityField
 
@@ -111,123 +118,51 @@ class VelocityField(NSGFPhase):
         size = config.pool
         self.columns = {"x_t": laws.shape, "v_t": laws.shape, "t": ()}
         self.pool_precision = PRECISIONS[getattr(size, "precision", "float32")]
-        self.resident = getattr(size, "resident_batches", None)  # None: the pool holds all its minibatches
+        self.resident = getattr(size, "resident_batches", None) or size.batches
+        self.parts = math.ceil(size.batches / self.resident)
+        self.collect_every = math.ceil(self.iterations / self.parts)
         self.entries_of_batch = size.batch_size * config.flow.steps
-        self.pool: Pool | None = None
-        self.entered = 0
         self.seed = 0
 
-    @property
-    def capacity(self) -> int:
-        """Entries that the pool holds at a time."""
-        return (self.resident or self.config.pool.batches) * self.entries_of_batch
-
     def check(self, folder: Path) -> list[str]:
-        super().check(folder)
-        placement = self.placement(folder / "scratch")
-        kept = "" if placement.kept else "; it is not kept on disk, a killed run builds it again"
-        return [
-            f"the pool is kept {'in memory' if placement.storage == 'memory' else 'on disk'}: {placement.reason}{kept}"
-        ]
+        """Raises BadInput, with what would fit, when the disk has no room for the pool."""
+        told = super().check(folder)
+        needed, there, key = self.storage()["pool"], rounds.room(folder), f"phases.{self.name}.pool"
+        if needed > there:
+            ways = " or ".join(f"--set {key}.{way}" for way in self._ways_to_fit(needed, there))
+            found = f"found a pool of {rounds.gib(needed)}, expected at most {rounds.DISK_SHARE:.0%} of the free disk"
+            raise BadInput(f"{key}: {found}, {rounds.gib(there)}" + f"; {ways}" * bool(ways))
+        return told
 
-    def placement(self, scratch: Path) -> Placement:
-        """Where the pool can be kept. Raises BadInput, with what would fit, when it can be kept nowhere."""
-        nbytes = self.capacity * width(self.columns) * self.pool_precision.itemsize
-        found = self._place(nbytes, scratch, rolling=self.resident is not None)
-        if found is None:
-            key = f"phases.{self.name}.pool"
-            ways = " or ".join(f"--set {key}.{way}" for way in self._ways_to_fit(nbytes, scratch))
-            raise BadInput(
-                f"{key}: found a pool of {gib(nbytes)}, expected at most {self._room(scratch)}"
-                + (f"; {ways}" if ways else "")
-            )
-        return found
-
-    def _place(self, nbytes: int, scratch: Path, rolling: bool) -> Placement | None:
-        asked, processes = self.runtime.pool_storage, self.runtime.world.size
-        if not rolling:
-            own = sum(path.stat().st_blocks * 512 for path in scratch.glob("pool.safetensors*"))
-            return place(nbytes, scratch, asked=asked, processes=processes, own=own)
-        # Never a file, and every process has one of its own.
-        found = place(processes * nbytes, scratch, asked="memory" if asked == "memory" else "auto", processes=1)
-        return Placement("memory", False, found.reason) if found and found.storage == "memory" else None
-
-    def _room(self, scratch: Path) -> str:
-        """What `_place` holds a pool against, in words."""
-        asked, processes = self.runtime.pool_storage, self.runtime.world.size
-        memory, disk = free(scratch)
-        share = f"{1 if asked == 'memory' else MEMORY_SHARE:.0%} of {gib(memory)} of available memory"
-        if self.resident is not None:
-            return share + (f" for all of the {processes} processes" if processes > 1 else "")
-        places = [share] * (asked != "disk" and processes == 1)
-        places += [f"{DISK_SHARE:.0%} of {gib(disk)} of free disk"] * (asked != "memory")
-        return " or ".join(places)
-
-    def _ways_to_fit(self, nbytes: int, scratch: Path) -> Iterator[str]:
+    def _ways_to_fit(self, needed: int, there: int) -> Iterator[str]:
         """Overrides, each of which makes a pool that fits, with a tenth to spare: what is free changes."""
-
-        def fits(nbytes: int, rolling: bool) -> bool:
-            return self._place(11 * nbytes // 10, scratch, rolling) is not None
-
-        size, of_batch = self.config.pool, nbytes * self.entries_of_batch // self.capacity
+        size, there = self.config.pool, there * 10 // 11
         can_roll = isinstance(size, settings.ImagePool)
-        if can_roll and size.precision == "float32" and fits(nbytes // 2, rolling=self.resident is not None):
+        if can_roll and size.precision == "float32" and needed // 2 <= there:
             yield "precision=float16"
-        most = bisect(range(1, size.batches + 1), False, key=lambda n: not fits(n * of_batch, rolling=can_roll))
+        of_batch = self.entries_of_batch * self._bytes_of_row()
+        most = there // of_batch // (ROUNDS_KEPT if can_roll else 1)
         if most:
             yield f"{'resident_batches' if can_roll else 'batches'}={most}"
 
     def prepare(self, seed: int, scratch: Path, earlier: Mapping[str, nn.Module]) -> None:
         self.seed = seed
-        if self.resident is not None:
-            self.pool, self.entered = Pool(self.capacity, self.columns, self.pool_precision), 0
-            return
-        path, placement = scratch / "pool.safetensors", self.placement(scratch)
-        try:
-            self.pool = Pool.load(path)
-            missing = False
-        except ValueError:  # none yet, or a damaged one: the same seed builds the same pool
-            missing = True
-        if self.runtime.world.any(missing):
-            if placement.storage == "memory":
-                self.pool = self.build_pool(seed)
-                if placement.kept:
-                    self.pool.save(path)
-            else:
-                self.pool = self.build_pool_in_file(seed, path)
-        elif placement.storage == "memory":
-            self.pool.into_memory()
 
-    def build_pool(self, seed: int) -> Pool:
-        """The pairs (x_t, v_t) and times of every state of every minibatch, in memory."""
-        pool = Pool(self.capacity, self.columns, self.pool_precision)
-        for batch in progress(range(self.config.pool.batches), f"{self.name} pool"):
-            for rows in self.trajectory(seed, batch):
-                pool.add(**rows)
+    def collect(self, state: SingleLossState, update: Update) -> Rows:
+        """The pairs (x_t, v_t) and times of every state of every minibatch of this part of the pool."""
+        first = update.step_number // self.collect_every * self.resident
+        batches = range(first, min(first + self.resident, self.config.pool.batches))
+        pool = update.room(len(batches) * self.entries_of_batch, self.columns, self.pool_precision)
+        world, n = self.runtime.world, self.config.pool.batch_size
+        for batch in progress(world.share(batches), f"{self.name} pool", shown=world.first):
+            for k, rows in enumerate(self.trajectory(batch)):
+                pool.put((batch - first) * self.entries_of_batch + k * n, **rows)
         return pool
 
-    def build_pool_in_file(self, seed: int, path: Path) -> Pool:
-        """The same in a file; each process builds its share of the minibatches."""
-        world, partial_file = self.runtime.world, path.with_name(path.name + ".partial")
-        if world.first:
-            make_file(partial_file, self.capacity, self.columns, self.pool_precision)
-        world.barrier()
-        pool = Pool.in_file(partial_file, self.capacity, self.columns, self.pool_precision)
-        batches = world.share(range(self.config.pool.batches))
-        for batch in progress(batches, f"{self.name} pool", shown=world.first):
-            for k, rows in enumerate(self.trajectory(seed, batch)):
-                pool.replace(batch * self.entries_of_batch + k * self.config.pool.batch_size, **rows)
-        del pool
-        world.barrier()
-        if world.first:
-            publish(partial_file, path)
-        world.barrier()
-        return Pool.load(path)
-
-    def trajectory(self, seed: int, batch: int) -> Iterator[dict[str, Tensor]]:
+    def trajectory(self, batch: int) -> Iterator[dict[str, Tensor]]:
         """The rows of one minibatch of the pool, state after state."""
         size, flow = self.config.pool, self.config.flow
-        x_0, y = self.laws.draw(size.batch_size, generator(seed, self.name, "pool", batch))
+        x_0, y = self.laws.draw(size.batch_size, generator(self.seed, self.name, "pool", batch))
         # Optimal transport knows points, not images: (n, c, s, s) would be read as n clouds.
         x_0, y = x_0.flatten(1).to(self.runtime.device), y.flatten(1).to(self.runtime.device)
         for state in euler_flow(x_0, y, self.velocity, steps=flow.steps, step_size=flow.step_size):
@@ -260,33 +195,17 @@ class VelocityField(NSGFPhase):
         return [Work(f"pool: a Sinkhorn velocity of {shape[0]} particles", run, size.batches * flow.steps)]
 
     def storage(self) -> dict[str, int]:
-        return {"pool": self.capacity * width(self.columns) * self.pool_precision.itemsize}
+        kept = 1 if self.parts == 1 else ROUNDS_KEPT
+        return {"pool": kept * self.resident * self.entries_of_batch * self._bytes_of_row()}
 
-    def renew(self, step: int) -> None:
-        """Brings a pool with resident batches to where it is at `step`: a function of the step alone, so that a resumed run has the same."""
-        last = max(1, self.iterations - 1)  # the step at which the last minibatch enters
-        entered = self.resident + step * (self.config.pool.batches - self.resident) // last
-        new = range(max(self.entered, entered - self.resident), entered)
-        for batch in sorted(new, key=lambda batch: batch % self.resident):
-            for k, rows in enumerate(self.trajectory(self.seed, batch)):
-                if self.entered == 0:
-                    self.pool.add(**rows)
-                else:
-                    first = batch % self.resident * self.entries_of_batch
-                    self.pool.replace(first + k * self.config.pool.batch_size, **rows)
-        self.entered = entered
+    def _bytes_of_row(self) -> int:
+        return (2 * math.prod(self.laws.shape) + 1) * self.pool_precision.itemsize
 
-    def minibatch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if self.resident is not None:
-            self.renew(step)
-        return self.pool.sample(self.config.batch_size, generator)
+    def minibatch(self, step: int, draw: Draw) -> dict[str, Tensor]:
+        return draw.collected.sample(self.config.batch_size, draw)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return nn.functional.mse_loss(model(batch["x_t"], batch["t"]).float(), batch["v_t"])
-
-    def release(self) -> None:
-        super().release()
-        self.pool = None
 
 
 class StraightFlow(NSGFPhase):

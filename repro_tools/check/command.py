@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from repro.__main__ import add_json, add_runs
+from repro.__main__ import add
 from repro.config import Section, flatten, read_yaml, validate
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.method import Files, NoMethod, Project, find_project
@@ -44,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the paper's text, to search its pages: pages end with form feeds (pdftotext) or begin with '## Page N'",
     )
-    add_runs(parser)
-    add_json(parser)
+    add(parser, "--runs", "--json")
 
 
 def command(options: argparse.Namespace) -> int:

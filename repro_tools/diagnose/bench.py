@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from repro.phases import SingleLossPhase
-from repro.randomness import Draw, seed_global_generators
+from repro.randomness import seed_global_generators
 from repro.runtime import Runtime
 from repro.update import Update
+from repro_tools import minibatch
 from repro_tools.diagnose.instruments import Unfit, outputs_recorded
 
 Batch = Mapping[str, Tensor]
@@ -23,6 +24,7 @@ class Bench:
 
     def __init__(self, phase: SingleLossPhase, seed: int, device: torch.device):
         self.phase, self.seed, self.device = phase, seed, device
+        self._collected = minibatch.first_round(phase, seed, Runtime(device), {})
 
     def model(self) -> nn.Module:
         seed_global_generators(self.seed, self.phase.stream, "initialise")
@@ -59,9 +61,8 @@ class Bench:
     def minibatch(self, step: int, *draw: str | int, rows_of: int | None = None) -> dict[str, Tensor]:
         """That of a step, by the draw that is named. `rows_of`: the step whose rows of an epoch it takes, if another."""
         seed_global_generators(self.seed, self.phase.stream, *draw, step)
-        rows_of = step if rows_of is None else rows_of
-        given = Draw(self.seed, self.phase.stream, *draw, step, step=rows_of, round_step=rows_of)
-        return {name: column.to(self.device) for name, column in self.phase.minibatch(step, given).items()}
+        drawn = minibatch.draw(self.phase, step, self.seed, self._collected, draw, rows_of)
+        return {name: column.to(self.device) for name, column in drawn.items()}
 
     def loss(self, model: nn.Module, batch: Batch, *draw: str | int) -> Tensor:
         seed_global_generators(self.seed, self.phase.stream, *(draw or ("diagnosis",)))
@@ -116,9 +117,13 @@ def constants(bench: Bench, model: nn.Module, batches: Sequence[Batch]) -> tuple
         loss.backward()
         return loss
 
-    search.step(closure)
+    endless = Unfit("no constant output has the least loss: it falls without end")
+    try:
+        search.step(closure)
+    except RuntimeError as error:  # a step that is no number any more cannot be taken
+        raise endless from error
     with torch.no_grad():
         best = float(loss_of(value))
     if not math.isfinite(best) or float(value.detach().abs().max()) > 1e8:
-        raise Unfit("no constant output has the least loss: it falls without end")
+        raise endless
     return zero, best

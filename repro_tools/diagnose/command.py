@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: repro diagnose 2d-moons --set 'phases.*.pool.batches=10'"
     parser.add_argument("experiment", metavar="NAME", help="the experiment")
     parser.add_argument("--phase", metavar="NAME", help="one phase (default: all)")
-    command_line.add_overrides(parser)
+    command_line.add(parser, "--set", "--train-iters")
     parser.add_argument(
         "--steps",
         type=command_line.positive,
@@ -63,12 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="look at the loss curves of the runs in DIR too, and take the earlier phases' networks from there",
     )
-    command_line.add_device(parser)
-    command_line.add_data_root(parser)
+    command_line.add(parser, "--device", "--data-root")
     parser.add_argument(
         "--stand-in", action="store_true", help="random examples in place of a data set that is not there"
     )
-    command_line.add_json(parser)
+    command_line.add(parser, "--json")
 
 
 @dataclass(frozen=True)

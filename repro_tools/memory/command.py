@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "No GPU and no data are needed; nothing is written."
     )
     parser.epilog = "example: repro memory cifar10 --on T4"
-    command_line.add_experiments(parser, default_all=True)
+    command_line.add(parser, "experiments", **command_line.EVERY)
     parser.add_argument(
         "--on",
         nargs="+",
@@ -50,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that share each minibatch, one device each (default: 1)",
     )
     hours.add_arguments(parser)
-    command_line.add_overrides(parser)
-    command_line.add_json(parser)
+    command_line.add(parser, "--set", "--train-iters", "--json")
 
 
 def command(options: argparse.Namespace) -> int:

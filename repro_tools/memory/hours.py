@@ -14,7 +14,7 @@ import torch
 from repro.config import RunConfig
 from repro.errors import BadInput
 from repro.method import Project
-from repro.runtime import Runtime, available_host_bytes, machine
+from repro.runtime import Runtime, machine
 from repro_tools.arguments import hours
 from repro_tools.memory.devices import HERE, Device, called, find
 from repro_tools.memory.duration import (
@@ -27,6 +27,7 @@ from repro_tools.memory.duration import (
     warnings_of,
 )
 from repro_tools.memory.fake import CannotRehearse
+from repro_tools.memory.host import available_host_bytes
 from repro_tools.memory.measured import Measured, read_measured
 from repro_tools.memory.roofline import NOTHING, Range, Speeds
 from repro_tools.memory.this_machine import measure

@@ -38,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("experiment", metavar="NAME", help="experiment")
     parser.add_argument("--platform", choices=list(PLATFORMS), required=True, help="where it will run")
-    command_line.add_seeds(parser, default=[0], told="one run per seed (default: 0)")
-    command_line.add_overrides(parser)
+    command_line.add(parser, "--seeds", "--set", "--train-iters")
     parser.add_argument(
         "--session-hours",
         type=hours,
@@ -72,11 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="device of the runs (default: cuda, so that no session runs without a GPU)",
     )
-    command_line.add_runs(parser)
+    command_line.add(parser, "--runs")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the notebook (default: notebooks/NAME-PLATFORM.ipynb in the project)"
     )
-    command_line.add_json(parser)
+    command_line.add(parser, "--json")
 
 
 def command(options: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ CHECKS = {
         "experiment", "its data are here and give minibatches like those tried", "put the data where the line says"
     ),
     "room": Check(
-        "experiment", "what it keeps and saves fits", "free the disk, choose another --runs, or make the pool smaller"
+        "experiment", "what it keeps and saves fits", "free the disk, choose another --runs, or make the rounds smaller"
     ),
     "memory": Check(
         "phase",

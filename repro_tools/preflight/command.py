@@ -27,7 +27,7 @@ from repro import __main__ as command_line
 from repro.config import load
 from repro.errors import EXIT_OK, EXIT_RUN_FAILED, BadInput
 from repro.method import Project, find_project
-from repro.pool import gib
+from repro.rounds import gib
 from repro.run import git_commit
 from repro.runtime import Runtime, progress
 from repro_tools.check.findings import PLACEHOLDER, Finding
@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit code 0 when nothing failed, 3 when nothing failed and a row could not be measured."
     )
     parser.epilog = "example: repro preflight '2d-*' --json"
-    command_line.add_experiments(parser, default_all=True)
-    command_line.add_data_root(parser)
+    command_line.add(parser, "experiments", **command_line.EVERY)
+    command_line.add(parser, "--data-root")
     parser.set_defaults(data_root=None)  # data must lie in a folder that was named
-    command_line.add_runs(parser)
+    command_line.add(parser, "--runs")
     parser.add_argument(
         "--on",
         metavar="DEVICE",
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"experiments at a time (default: {cores})",
     )
-    command_line.add_json(parser)
+    command_line.add(parser, "--json")
 
 
 def command(options: argparse.Namespace) -> int:

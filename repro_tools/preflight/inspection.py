@@ -20,17 +20,16 @@ from repro.config import RunConfig, flatten, load, matches, validate
 from repro.errors import BadInput
 from repro.method import Evaluation, Project
 from repro.phases import Networks, Phase, SingleLossPhase
-from repro.pool import DISK_SHARE, MEMORY_SHARE, free, gib
 from repro.randomness import seed_global_generators
+from repro.rounds import DISK_SHARE, gib, room
 from repro.runtime import Runtime, arithmetic, check_precision, deterministic
 from repro_tools.failure import describe
+from repro_tools.minibatch import draw, first_round
 from repro_tools.preflight.checks import CHECKS, Findings, Row
 from repro_tools.preflight.trial import (
     STEPS,
     Signature,
     Trial,
-    collected,
-    draw,
     in_words,
     prepared,
     signature,
@@ -235,7 +234,7 @@ def _data(
                 continue
             before = dict(list(models.items())[:index])
             ready = prepared(phase, trial, before, "real")
-            batch = draw(ready, 0, trial.seed, collected(ready, trial, before))
+            batch = draw(ready, 0, trial.seed, first_round(ready, trial.seed, trial.runtime, before))
             phase.release()
             if signature(batch) != signatures[phase.name]:
                 expected = in_words(signatures[phase.name])
@@ -265,15 +264,13 @@ def _room(
         findings.failed("room", describe(error))
         return
     saved = sum(networks.values()) + 2 * ADAM_COPIES * max(networks.values())
-    memory, disk = free(question.runs)
-    kept = max(storage.values())
-    on_disk, in_memory = DISK_SHARE * (disk - saved), MEMORY_SHARE * memory
-    found = f"states {gib(saved)}, pools {gib(kept)}; {gib(disk)} of disk and {gib(memory)} of memory free"
+    disk, kept = room(question.runs), max(storage.values())
+    found = f"states {gib(saved)}, rounds {gib(kept)}; expected at most {DISK_SHARE:.0%} of the free disk, {gib(disk)}"
     if saved > disk:
         findings.failed("room", f"found {found}; the states do not fit on the disk of {question.runs}")
-    elif kept > max(on_disk, in_memory):
+    elif saved + kept > disk:
         largest = max(storage, key=storage.__getitem__)
-        findings.failed("room", f"found {found}; what phase {largest} keeps fits neither on the disk nor in memory")
+        findings.failed("room", f"found {found}; the data of phase {largest} do not fit on the disk")
     else:
         findings.passed("room", found)
 

@@ -20,13 +20,14 @@ from repro import checkpoint
 from repro import state as states
 from repro.loop import FINISHED, RUNNING, Curve, Loop, MakeUpdate, load_networks
 from repro.phases import Networks, Phase, SingleLossPhase, SingleLossState
-from repro.randomness import Draw, seed_global_generators
+from repro.randomness import seed_global_generators
 from repro.runtime import Runtime, arithmetic, deterministic
 from repro.update import Update
 from repro_tools.failure import describe
+from repro_tools.minibatch import draw, first_round
 from repro_tools.own_loop import has_own_loop
 from repro_tools.preflight.checks import Findings
-from repro_tools.preflight.whole import Whole, first_difference, leaves, whole
+from repro_tools.preflight.whole import Whole, first_difference, leaves, whole, with_rows
 from repro_tools.table import listed
 
 STEPS = 2
@@ -75,21 +76,6 @@ def try_phases(trial: Trial, findings: Findings) -> tuple[dict[str, Networks], d
     return models, signatures
 
 
-def draw(phase: Phase, step: int, seed: int, collected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The minibatch of a step, from the draw that a run gives; `collected` is what the round made."""
-    given = Draw(seed, phase.stream, "draws", step, step=step, round_step=step, collected=collected)
-    return dict(phase.minibatch(step, given))
-
-
-def collected(phase: Phase, trial: Trial, models: Mapping[str, Networks]) -> Mapping[str, Tensor]:
-    """What the first round of a prepared phase makes; nothing without rounds."""
-    if not phase.collect_every:
-        return {}
-    loop = Loop(phase, seed=trial.seed, runtime=trial.runtime, earlier=models)
-    loop.collect_if_due()
-    return loop.round.rows if loop.round else {}
-
-
 def prepared(phase: Phase, trial: Trial, models: Mapping[str, Networks], name: str) -> Phase:
     """The phase after `prepare`, with the global generators as a run has them then."""
     scratch = trial.folder / "minibatches" / phase.name / name
@@ -109,7 +95,7 @@ def in_words(found: Signature) -> str:
 
 def _look_at_minibatches(trial: Trial, index: int, models: dict[str, Networks], findings: Findings) -> Signature:
     phase = prepared(trial.phases()[index], trial, models, "one")
-    of_round = collected(phase, trial, models)
+    of_round = first_round(phase, trial.seed, trial.runtime, models)
     seed_global_generators("one")
     first = draw(phase, 0, trial.seed, of_round)
     seed_global_generators("another")
@@ -176,7 +162,8 @@ def _look_at_batch_size(trial: Trial, index: int, models: dict[str, Networks], r
         findings.passed("overrides", "iterations; it has no batch_size", name)
         return
     phase = prepared(trial.wider()[index], trial, models, "wider")
-    wide = len(next(iter(draw(phase, 0, trial.seed).values())))
+    of_round = first_round(phase, trial.seed, trial.runtime, models)
+    wide = len(next(iter(draw(phase, 0, trial.seed, of_round).values())))
     phase.release()
     size = trial.batch_sizes[name]
     problem = None
@@ -246,7 +233,7 @@ def _begun(
     make_update: MakeUpdate = Update,
 ) -> Loop:
     """The phase before its first step, or where a snapshot left it; `folder` is that of a run's phase."""
-    loop = Loop(phase, seed=trial.seed, runtime=trial.runtime, earlier=models, make_update=make_update)
+    loop = Loop(phase, seed=trial.seed, runtime=trial.runtime, earlier=models, folder=folder, make_update=make_update)
     if before is not None:
         loop.restore(before)
     scratch = folder / "scratch"
@@ -412,7 +399,7 @@ def _interrupt(
         _step(loop)
         snapshot = loop.snapshot()
         checkpoint.save(saved, snapshot)
-        after_first = leaves(snapshot)
+        after_first = leaves(with_rows(loop, snapshot))
         kept = _to_the_end(loop)
         problem = first_difference(in_one_go, kept, "at the end")
         if problem is not None and _is_shifted_by_saving(trial, index, folder, models, in_one_go):
@@ -423,7 +410,7 @@ def _interrupt(
         before, check = checkpoint.load(saved), "resume"
         findings.passed("checkpoint", f"{saved.stat().st_size / 2**20:.1f} MiB", name)
         loop = _begun(trial, trial.phases()[index], folder, models, before)
-        put_back = leaves(loop.snapshot())
+        put_back = leaves(with_rows(loop, loop.snapshot()))
         resumed = _to_the_end(loop)
         if problem is not None:
             findings.left_out("resume", "it differs before it is killed", name)

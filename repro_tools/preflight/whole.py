@@ -40,7 +40,14 @@ Whole = Mapping[Place, Leaf]
 def whole(loop: Loop) -> Whole:
     """Every leaf in the order of the snapshot. No copy of a tensor is kept."""
     networks = {name: dict(one.state_dict()) for name, one in loop.phase.networks(loop.state).items()}
-    return leaves(loop.snapshot() | {"networks": networks})
+    return leaves(with_rows(loop, loop.snapshot()) | {"networks": networks})
+
+
+def with_rows(loop: Loop, snapshot: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot of the loop with the data of its round, which otherwise may lie in a folder."""
+    if loop.round is None:
+        return snapshot
+    return snapshot | {"round": {"began": loop.round.began, "rows": dict(loop.round.rows)}}
 
 
 def leaves(snapshot: Mapping[str, Any]) -> Whole:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from repro.__main__ import add_json
+from repro.__main__ import add
 from repro.errors import EXIT_OK, BadInput
 from repro.method import find_project
 from repro_tools.report.checklist import checklist
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write each page as one self-contained HTML file as well (needs Python-Markdown)",
     )
-    add_json(parser)
+    add(parser, "--json")
 
 
 def command(options: argparse.Namespace) -> int:

@@ -185,7 +185,7 @@ def sealed(path, tree, tensors=None, **header):
     """A file by a stranger who knows the format: its checksum is right, its description need not be."""
     tree = tree if isinstance(tree, str) else json.dumps(tree)
     tensors = {} if tensors is None else tensors
-    seal = {"format": checkpoint.FORMAT, "tree": tree, "sha256": checkpoint._checksum(tree, tensors)}
+    seal = {"format": checkpoint.FORMAT, "tree": tree, "sha256": checkpoint._checksum(tree, tensors, checkpoint.FORMAT)}
     save_file(tensors, path, metadata=seal | header)
 
 

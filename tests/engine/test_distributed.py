@@ -19,14 +19,13 @@ from toy_method import Line
 from toy_project import python_path
 
 import repro_tools.run
-from nsgf import phases
 from nsgf.config import ImageConfig
-from repro import checkpoint, runtime
+from nsgf.phases import make_phases
+from repro import checkpoint, rounds, runtime
 from repro import run as running
 from repro.__main__ import main
 from repro.config import load
 from repro.errors import BadInput
-from repro.pool import Pool
 from repro.randomness import derive_seed
 from repro.runtime import Runtime, World, world_of_this_process
 from repro_tools import cli
@@ -113,17 +112,15 @@ def without_room_for_a_state(arguments):
 
 
 def keeping_the_pool(arguments, name):
-    """Copies the pool's file as soon as it is finished to `name`.pool; the run deletes its own."""
-    publish = Pool.save if "memory" in arguments else phases.publish
+    """Copies the pool as soon as it is finished to `name`.pool; the run deletes its own."""
+    seal = rounds.seal
 
-    def keep(source, path):
-        publish(source, path)
-        shutil.copy(path, f"{name}.pool")
+    def keep(folder):
+        made = seal(folder)
+        shutil.copytree(folder / made, f"{name}.pool")
+        return made
 
-    if "memory" in arguments:
-        Pool.save = keep
-    else:
-        phases.publish = keep
+    rounds.seal = keep
     return quick(arguments)
 
 
@@ -150,7 +147,12 @@ def noting_what_it_writes(arguments, name):
 def in_rounds(arguments, name):
     """The line in rounds of four steps, whose data is half of the pool; notes what the process writes."""
     Line.collect_every = 4
-    Line.collect = lambda self, state, update: self.pool.sample(32, update.generator("half"))
+
+    def collect(self, state, update):
+        x = self.pool[torch.randint(len(self.pool), (32,), generator=update.generator("half"))]
+        return {"x": x, "y": 2 * x + 1}
+
+    Line.collect = collect
 
     def minibatch(self, step, draw):
         rows = draw.round_rows(self.config.phases.line.batch_size, last="keep")
@@ -191,28 +193,27 @@ def digits(tmp_path_factory):
     command = ["run", "digits", "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for storage in ("memory", "disk"):
-            arguments = [*command, "--runs", storage, "--pool-storage", storage]
-            assert run(keeping_the_pool, arguments, storage, output=root / "log") == 0
+        assert run(keeping_the_pool, [*command, "--runs", "one"], "one", output=root / "log") == 0
         ranks = [keeping_the_pool, noting_what_it_writes]
         assert run_ranks(ranks, [*command, "--runs", "two"], "two", output=root / "two.log") == [0, 0]
     return root
 
 
 def test_two_processes_train_what_one_trains(digits):
-    assert_close(states(digits / "memory"), states(digits / "two"))
+    assert_close(states(digits / "one"), states(digits / "two"))
 
 
 def test_a_shared_pool_is_that_of_one_process_bit_for_bit(digits):
     """It has three minibatches: one process builds two of them, the other one."""
-    memory, disk, two = ((digits / f"{name}.pool").read_bytes() for name in ("memory", "disk", "two"))
-    assert memory == disk == two
+    one, two = (
+        {path.name: path.read_bytes() for path in (digits / f"{name}.pool").iterdir()} for name in ("one", "two")
+    )
+    assert one == two and len(one) == 4
 
 
 def test_only_the_first_process_writes(digits):
-    """The second fills its part of the file that the first has made, and later maps the finished one."""
-    noted = {tuple(entry) for entry in json.loads((digits / "two.json").read_text())}
-    assert noted == {("opened", "pool.safetensors.partial"), ("opened", "pool.safetensors")}
+    """The second fills its part of the files that the first has made."""
+    assert json.loads((digits / "two.json").read_text()) == []
 
 
 def test_only_the_first_process_speaks(digits):
@@ -221,7 +222,7 @@ def test_only_the_first_process_speaks(digits):
 
 
 def test_the_record_says_how_many_processes_there_were(digits):
-    records = [json.loads((digits / runs / "digits/seed-0/record.json").read_text()) for runs in ("disk", "two")]
+    records = [json.loads((digits / runs / "digits/seed-0/record.json").read_text()) for runs in ("one", "two")]
     assert [record["processes"] for record in records] == [1, 2]
 
 
@@ -319,7 +320,7 @@ def test_a_minibatch_that_cannot_be_shared_out_is_refused_in_one_line(toy):
 
 def test_a_batch_size_that_cannot_be_shared_out_is_refused_before_anything_is_written(tmp_path):
     config, _ = load(ImageConfig, write_project(tmp_path, "digits", SHARED) / "configs" / "digits.yaml")
-    phase = phases.make_phases(config, Runtime(torch.device("cpu"), world=World(0, 3)))[1]
+    phase = make_phases(config, Runtime(torch.device("cpu"), world=World(0, 3)))[1]
     with pytest.raises(BadInput, match="phases.straight_flow.batch_size: found a minibatch of 8, expected a multiple"):
         phase.check(tmp_path)
 
@@ -379,7 +380,7 @@ def test_a_process_alone_needs_no_group(monkeypatch, values):
     environment(monkeypatch, **values)
     with world_of_this_process() as world:
         assert world == World(0, 1) and not torch.distributed.is_initialized()
-        assert world.any(True) and world.mean(3.0) == 3.0 and world.rank_part == ()
+        assert world.any(True) and world.total(3.0) == 3.0 and world.rank_part == ()
         weight = gradient_of(3.0)
         world.sum_gradients([weight])
         assert weight.grad == 3.0
@@ -403,7 +404,6 @@ def test_a_world_that_cannot_be_joined_is_refused(project, capsys, monkeypatch, 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--pool-storage", "memory"], "--pool-storage: found memory, expected auto or disk with 2 processes"),
         (["--device", "cuda:0"], "--device: found 'cuda:0', expected cuda, auto or cpu with 2 processes"),
     ],
 )

@@ -1,5 +1,6 @@
 """The loop of a phase: rounds, curves of several names, epochs, and a restart at any step."""
 
+import shutil
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -132,14 +133,24 @@ def test_a_run_that_is_killed_in_a_round_or_at_its_border_resumes_with_the_data_
     whole = run(Rounds(), tmp_path / "whole")
     with pytest.raises(Stopped):
         run(KilledAt(step), tmp_path / "killed")
-    assert list((tmp_path / "killed").glob("round-*.safetensors"))
+    assert list((tmp_path / "killed").glob("round-*"))
     resumed = run(Rounds(), tmp_path / "killed")
     assert resumed.curves == whole.curves
     assert_same_bits(dict(resumed.networks.state_dict()), dict(whole.networks.state_dict()))
     assert not list((tmp_path / "killed").glob("round-*")), "rounds of a finished phase are swept"
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def cut(path: Path) -> None:
+    (path / "0").write_bytes((path / "0").read_bytes()[:-9])
+
+
+def change(path: Path) -> None:
+    content = bytearray((path / "0").read_bytes())
+    content[3] ^= 1
+    (path / "0").write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, cut, change, lambda path: (path / "columns.json").unlink()])
 def test_a_state_whose_round_is_damaged_gives_way_to_the_one_before_it(damage, tmp_path, capsys):
     whole = run(Rounds(), tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -309,3 +320,64 @@ def test_a_phase_may_begin_with_the_weights_of_an_earlier_one(tmp_path):
     continued = Loop(Continued(), seed=1, runtime=CPU, earlier=earlier)
     assert torch.equal(continued.state.model.weight, plain.state.model.weight)
     assert not torch.equal(earlier["continued"]["model"].weight, plain.state.model.weight)
+
+
+class Filled(Rounds):
+    """The same rounds, their columns filled in place."""
+
+    def collect(self, state: Walk, update: Any) -> dict:
+        given = super().collect(state, update)
+        made = update.room(6, {"where": (1,)})
+        made.add(**given)
+        return made
+
+
+class FilledAndKilled(Filled, KilledAt):
+    pass
+
+
+def test_columns_that_are_filled_in_place_are_those_that_were_returned(tmp_path):
+    whole, filled = run(Rounds(), tmp_path / "whole"), run(Filled(), tmp_path / "filled")
+    assert filled.curves == whole.curves
+    assert_same_bits(dict(filled.networks.state_dict()), dict(whole.networks.state_dict()))
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 5])
+def test_a_run_that_is_killed_goes_on_with_the_columns_that_it_filled(step, tmp_path):
+    whole = run(Filled(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(FilledAndKilled(step), tmp_path / "killed")
+    resumed = run(Filled(), tmp_path / "killed")
+    assert resumed.curves == whole.curves
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["log.jsonl", "model.safetensors"]
+
+
+class Collected(Rounds):
+    """Counts its rounds."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def collect(self, state: Walk, update: Any) -> dict:
+        self.made += 1
+        return super().collect(state, update)
+
+
+def test_the_first_round_is_saved_before_the_first_step(tmp_path):
+    """To build it may take longer than all that follows."""
+    with pytest.raises(Stopped):
+        run(KilledAt(0), tmp_path)
+    phase = Collected()
+    run(phase, tmp_path)
+    assert phase.made == Rounds.steps // EVERY - 1
+
+
+class OtherColumns(Filled):
+    def collect(self, state: Walk, update: Any) -> dict:
+        return {"where": super().collect(state, update)["where"].clone()}
+
+
+def test_columns_beside_those_that_were_made_room_for_are_refused(tmp_path):
+    expected = "step 1: collect: found other columns than update.room gave, expected those"
+    with pytest.raises(RunFailed, match=f"phase rounds, {expected}"):
+        run(OtherColumns(), tmp_path)

@@ -5,6 +5,7 @@ to the code here.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from repro.runtime import Runtime
 from repro_tools.memory.estimate import Planned
 from repro_tools.memory.fake import CPU, networks
 from repro_tools.memory.footprint import of_evaluation, of_phase, of_step
+from repro_tools.minibatch import draw, first_round
 
 PROJECT = find_project(benchmark.ROOT)
 SMALL = ["phases.*.batch_size=2", "phases.*.pool.batch_size=32"]
@@ -133,18 +135,16 @@ def test_a_given_diameter_changes_nothing_of_geomloss_velocity():
 @pytest.mark.parametrize("experiment", ["2d-moons", "cifar10"])
 def test_the_rehearsal_has_the_shapes_of_a_real_minibatch(experiment):
     """Images are drawn from stand-ins: the data set need not be here."""
-    config, _ = load(PROJECT.config_class(experiment), PROJECT.experiments()[experiment], ["phases.*.pool.batches=2"])
+    config, _ = load(
+        PROJECT.config_class(experiment),
+        PROJECT.experiments()[experiment],
+        ["phases.*.pool.batches=2", "phases.*.pool.batch_size=8"],
+    )
     for phase in PROJECT.method.phases(config, Runtime(CPU, stand_in_data=True)):
         rehearsed = {name: (column.shape, column.dtype) for name, column in phase.rehearse({}).items()}
-        if phase.name.startswith("velocity_field"):
-            columns = {
-                name: (torch.Size([phase.config.batch_size, *shape]), torch.float32)
-                for name, shape in phase.columns.items()
-            }
-            assert rehearsed == columns
-        else:
-            real = phase.minibatch(0, generator(0))
-            assert rehearsed == {name: (column.shape, column.dtype) for name, column in real.items()}
+        phase.prepare(0, Path(), {})
+        real = draw(phase, 0, 0, first_round(phase, 0, Runtime(CPU), {}))
+        assert rehearsed == {name: (column.shape, column.dtype) for name, column in real.items()}
 
 
 def test_a_matched_minibatch_defines_the_method():

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,16 @@ from torch import nn
 from nsgf import data, images, phases
 from nsgf.flow import euler_flow
 from nsgf.networks import TimeMLP, TimePredictorMLP
-from nsgf.phases import interpolate, make_phases, make_velocity, optimal_assignment
+from nsgf.phases import PRECISIONS, interpolate, make_phases, make_velocity, optimal_assignment
+from repro import rounds
 from repro.config import load
 from repro.errors import BadInput
+from repro.loop import Loop
 from repro.method import find_project
 from repro.phases import PLAIN
 from repro.randomness import generator
 from repro.runtime import Runtime
+from repro_tools.minibatch import draw, first_round
 
 CPU = Runtime(torch.device("cpu"))
 PROJECT = find_project(Path(__file__).parent)
@@ -44,6 +48,12 @@ def image_phases(experiment, *overrides, runtime=CPU):
 
 def digits(*overrides, runtime=CPU):
     return image_phases("digits", *overrides, runtime=runtime)
+
+
+def pool_of(phase, seed=5, runtime=CPU):
+    """The columns of the first part of a phase's pool."""
+    phase.prepare(seed, Path(), {})
+    return dict(first_round(phase, seed, runtime, {}))
 
 
 def draws(seed=3):
@@ -84,41 +94,42 @@ def test_the_optimiser_is_adam_without_weight_decay(by_name):
 def test_the_pool_holds_every_state_of_every_trajectory_with_its_own_velocity(config, by_name):
     """Recomputed from the same draws: states before the step, velocities there, times k / T (Algorithm 1)."""
     phase = by_name["velocity_field"]
-    pool = phase.build_pool(seed=5)
+    pool = pool_of(phase)
     flow, size = config.phases.velocity_field.flow, config.phases.velocity_field.pool
-    assert len(pool) == size.batches * size.batch_size * flow.steps
+    assert len(pool["t"]) == size.batches * size.batch_size * flow.steps
     expected = []
     for batch in range(size.batches):
         x_0, y = phase.laws.draw(size.batch_size, generator(5, "velocity_field", "pool", batch))
         expected += euler_flow(x_0, y, make_velocity(config.sinkhorn), steps=flow.steps, step_size=flow.step_size)
-    assert torch.equal(pool.columns["x_t"], torch.cat([state.x_t for state in expected]))
-    assert torch.equal(pool.columns["v_t"], torch.cat([state.v_t for state in expected]))
-    assert pool.columns["t"].unique().tolist() == pytest.approx([k / flow.steps for k in range(flow.steps)])
+    assert torch.equal(pool["x_t"], torch.cat([state.x_t for state in expected]))
+    assert torch.equal(pool["v_t"], torch.cat([state.v_t for state in expected]))
+    assert pool["t"].unique().tolist() == pytest.approx([k / flow.steps for k in range(flow.steps)])
 
 
 def test_every_minibatch_of_the_pool_has_points_of_its_own(by_name):
-    x = by_name["velocity_field"].build_pool(seed=5).columns["x_t"]
+    x = pool_of(by_name["velocity_field"])["x_t"]
     first, second = x[:16], x[160:176]
     assert not torch.isin(first, second).any()
 
 
-def test_phase_1_regresses_the_stored_velocity(by_name, tmp_path):
-    phase = by_name["velocity_field"]
-    phase.prepare(5, tmp_path, {})
-    network = Recorder()
-    loss = phase.loss(network, phase.minibatch(0, torch.Generator().manual_seed(0)))
-    batch = phase.pool.sample(32, torch.Generator().manual_seed(0))
+def test_phase_1_regresses_the_stored_velocity(by_name):
+    phase, network = by_name["velocity_field"], Recorder()
+    pool = pool_of(phase)
+    batch = draw(phase, 0, 5, pool)
+    loss = phase.loss(network, batch)
     assert torch.equal(network.x, batch["x_t"]) and torch.equal(network.t, batch["t"])
     assert float(loss) == pytest.approx(float(batch["v_t"].square().mean()))
+    row = (pool["x_t"] == batch["x_t"][0]).all(1).nonzero().item()
+    assert torch.equal(pool["v_t"][row], batch["v_t"][0]) and pool["t"][row] == batch["t"][0]
 
 
-def test_a_pool_that_was_built_is_not_built_again(by_name, tmp_path, monkeypatch):
+def test_a_minibatch_is_drawn_with_replacement_from_the_whole_pool(by_name):
     phase = by_name["velocity_field"]
-    phase.prepare(5, tmp_path, {})
-    before = phase.pool
-    monkeypatch.setattr(type(phase), "build_pool", None)
-    phase.prepare(5, tmp_path, {})
-    assert torch.equal(phase.pool.columns["v_t"], before.columns["v_t"])
+    pool = pool_of(phase)
+    pool["t"] = torch.arange(float(len(pool["t"])))
+    rows = torch.cat([draw(phase, step, 5, pool)["t"] for step in range(200)]).long()
+    counts = rows.bincount(minlength=len(pool["t"]))
+    assert counts.max() < 50 and counts.min() > 0  # 20 each on average
 
 
 @pytest.mark.parametrize("name", ["straight_flow", "time_predictor"])
@@ -210,7 +221,7 @@ def test_the_networks_are_given_images_and_one_time_for_each(image_sets, tmp_pat
     runtime = replace(CPU, data_root=image_sets)
     phase, network = image_phases(experiment, runtime=runtime)[name], Recorder()
     phase.prepare(5, tmp_path, {})
-    batch = phase.minibatch(0, draws())
+    batch = draw(phase, 0, 5, first_round(phase, 5, runtime, {}))
     loss = phase.loss(network, batch)
     assert loss.shape == () and network.x.shape == (6, *SHAPES[experiment])
     assert {len(column) for column in batch.values()} == {6}, "one row per example"
@@ -225,18 +236,18 @@ def test_images_are_transported_as_points_and_pooled_as_images(image_sets, exper
     """The pool holds the flow of the flattened minibatch, state after state, in the shape of the images."""
     runtime = replace(CPU, data_root=image_sets)
     phase = image_phases(experiment, runtime=runtime)["velocity_field"]
-    pool, flow, shape = phase.build_pool(seed=5), phase.config.flow, SHAPES[experiment]
+    pool, flow, shape = pool_of(phase, runtime=runtime), phase.config.flow, SHAPES[experiment]
     expected = []
     for batch in range(2):
         x_0, y = phase.laws.draw(8, generator(5, "velocity_field", "pool", batch))
         assert x_0.shape == y.shape == (8, *shape)
         states = euler_flow(x_0.flatten(1), y.flatten(1), phase.velocity, steps=flow.steps, step_size=flow.step_size)
         expected += list(states)
-    assert pool.columns["x_t"].shape == (2 * 8 * flow.steps, *shape)
+    assert pool["x_t"].shape == (2 * 8 * flow.steps, *shape)
     for name in ("x_t", "v_t"):
         states = torch.cat([getattr(state, name) for state in expected])
-        assert torch.equal(pool.columns[name], states.unflatten(1, shape))
-    assert pool.columns["t"].tolist() == pytest.approx([state.t for state in expected for _ in range(8)])
+        assert torch.equal(pool[name], states.unflatten(1, shape))
+    assert pool["t"].tolist() == pytest.approx([state.t for state in expected for _ in range(8)])
 
 
 @pytest.mark.parametrize("name", ["straight_flow", "time_predictor"])
@@ -297,37 +308,22 @@ def test_released_images_are_read_again_when_they_are_drawn_again():
 
 
 def test_a_pool_of_half_precision_is_the_rounded_one():
-    whole, half = (
-        digits(f"phases.*.pool.precision={precision}")["velocity_field"].build_pool(seed=5)
-        for precision in ("float32", "float16")
-    )
-    assert 2 * half.nbytes == whole.nbytes
-    for name, column in whole.columns.items():
-        assert half.columns[name].dtype == torch.float16
-        assert torch.equal(half.columns[name], column.half())
-    assert {column.dtype for column in half.sample(4, draws()).values()} == {torch.float32}
+    of = {precision: digits(f"phases.*.pool.precision={precision}")["velocity_field"] for precision in PRECISIONS}
+    whole, half = (pool_of(phase) for phase in of.values())
+    assert of["float32"].storage()["pool"] == 2 * of["float16"].storage()["pool"]
+    for name, column in whole.items():
+        assert half[name].dtype == torch.float16
+        assert torch.equal(half[name], column.half())
+    assert {column.dtype for column in draw(of["float16"], 0, 5, half).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_the_pool_in_a_file_is_the_pool_in_memory(tmp_path, precision):
-    """Bit for bit, however it came to be: built in memory, in a file, or found by a resumed run that keeps it elsewhere."""
-    pools = []
-    for number, places in enumerate([["memory"], ["disk"], ["memory", "disk"], ["disk", "memory"]]):
-        scratch = tmp_path / str(number)
-        scratch.mkdir()
-        for place in places:
-            runtime = replace(CPU, pool_storage=place)
-            phase = digits(f"phases.*.pool.precision={precision}", runtime=runtime)["velocity_field"]
-            phase.prepare(5, scratch, {})
-        pools.append(phase)
-    for other in pools[1:]:
-        for name, column in pools[0].pool.columns.items():
-            assert torch.equal(column, other.pool.columns[name])
-        one, two = (phase.minibatch(7, draws()) for phase in (pools[0], other))
-        assert all(torch.equal(one[name], two[name]) for name in one)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_bytes_that_are_announced_are_those_of_the_pool(precision):
+    phase = digits(f"phases.*.pool.precision={precision}")["velocity_field"]
+    assert phase.storage() == {"pool": sum(column.nbytes for column in pool_of(phase).values())}
 
 
-def rolling(batches, resident, iterations):
+def in_parts(batches, resident, iterations):
     return digits(
         f"phases.*.pool.batches={batches}",
         f"phases.*.pool.resident_batches={resident}",
@@ -338,60 +334,67 @@ def rolling(batches, resident, iterations):
     )["velocity_field"]
 
 
-def at_step(phase, step):
-    """The numbers of the minibatches in the pool when the minibatch of `step` is drawn, in the order in which they lie."""
-    phase.minibatch(step, draws())
-    made = [
-        torch.cat([rows["x_t"] for rows in phase.trajectory(5, batch)]) for batch in range(phase.config.pool.batches)
-    ]
-    parts = phase.pool.columns["x_t"].split(phase.entries_of_batch)
-    return [next(number for number, rows in enumerate(made) if torch.equal(rows, part)) for part in parts]
+def held(phase):
+    """The numbers of the minibatches in the pool at each step of the phase."""
+    loop = Loop(phase, seed=5, runtime=CPU, earlier={})
+    loop.prepare(Path())
+    made = [torch.cat([rows["x_t"] for rows in phase.trajectory(batch)]) for batch in range(phase.config.pool.batches)]
+    found = []
+    for step in range(phase.steps):
+        loop.step = step
+        loop.collect_if_due()
+        parts = loop.round.rows["x_t"].split(phase.entries_of_batch)
+        found.append([next(number for number, rows in enumerate(made) if torch.equal(rows, part)) for part in parts])
+    return found
 
 
 @pytest.mark.parametrize(
-    ("batches", "resident", "held"),
+    ("batches", "resident", "expected"),
     [
-        (4, 2, [{0, 1}, {0, 1}, {1, 2}, {1, 2}, {2, 3}]),
-        (5, 1, [{0}, {1}, {2}, {3}, {4}]),
-        (3, 3, [{0, 1, 2}] * 5),
-        (6, 2, [{0, 1}, {1, 2}, {2, 3}, {3, 4}, {4, 5}]),
-        (9, 2, [{0, 1}, {1, 2}, {3, 4}, {5, 6}, {7, 8}]),
+        (4, 2, 3 * [[0, 1]] + 2 * [[2, 3]]),
+        (5, 1, [[0], [1], [2], [3], [4]]),
+        (3, 3, 5 * [[0, 1, 2]]),
+        (6, 2, 2 * [[0, 1]] + 2 * [[2, 3]] + [[4, 5]]),
+        (9, 2, [[0, 1], [2, 3], [4, 5], [6, 7], [8]]),
     ],
 )
-def test_a_renewed_pool_replaces_its_oldest_minibatch_at_equal_distances(tmp_path, batches, resident, held):
-    phase = rolling(batches, resident, iterations=5)
-    phase.prepare(5, tmp_path, {})
-    found = [at_step(phase, step) for step in range(5)]
-    assert [set(numbers) for numbers in found] == held
-    assert all(len(numbers) == resident for numbers in found)
-    assert set().union(*found) == set(range(batches)), "every minibatch has been in the pool when the phase ends"
+def test_a_pool_with_resident_batches_comes_in_parts_each_for_as_many_steps(batches, resident, expected):
+    assert held(in_parts(batches, resident, iterations=5)) == expected
 
 
-def test_a_phase_of_one_step_has_the_first_minibatches(tmp_path):
-    phase = rolling(4, 2, iterations=1)
-    phase.prepare(5, tmp_path, {})
-    assert at_step(phase, 0) == [0, 1]
+def test_a_phase_of_one_step_has_the_first_minibatches():
+    assert held(in_parts(4, 2, iterations=1)) == [[0, 1]]
 
 
-@pytest.mark.parametrize("step", range(5))
-def test_a_resumed_phase_has_the_renewed_pool_of_one_that_walked_there(tmp_path, step):
-    walked, resumed = rolling(4, 2, iterations=5), rolling(4, 2, iterations=5)
-    for phase in (walked, resumed):
-        phase.prepare(5, tmp_path, {})
-    for before in range(step):
-        walked.minibatch(before, draws())
-    one, other = walked.minibatch(step, draws()), resumed.minibatch(step, draws())
-    assert all(torch.equal(walked.pool.columns[name], resumed.pool.columns[name]) for name in walked.pool.columns)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_renewed_pool_takes_its_share_of_memory_and_no_file(tmp_path):
-    whole, part = rolling(4, 4, iterations=5), rolling(4, 2, iterations=5)
-    for phase in (whole, part):
-        phase.prepare(5, tmp_path, {})
-        phase.minibatch(0, draws())
-    assert 2 * part.pool.nbytes == whole.pool.nbytes
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("experiment", "overrides", "share", "keys"),
+    [
+        ("digits", [], 0.9, ["precision", "resident_batches"]),
+        ("digits", [], 0.5, ["resident_batches"]),
+        ("digits", ["precision=float16"], 0.9, ["resident_batches"]),
+        ("digits", ["resident_batches=10"], 0.9, ["precision", "resident_batches"]),
+        ("digits", [], 0.01, []),
+        ("2d-moons", [], 0.9, ["batches"]),
+        ("2d-moons", [], 0.01, []),
+    ],
+)
+def test_a_pool_that_does_not_fit_is_refused_with_overrides_that_fit(
+    monkeypatch, tmp_path, experiment, overrides, share, keys
+):
+    """`share` is that of the disk which the pool would fill."""
+    key = "phases.velocity_field.pool"
+    given = [f"{key}.{one}" for one in ["batches=40", *overrides]]
+    make = lambda *more: make_phases(configured(experiment, *given, *more), CPU)[0]  # noqa: E731
+    monkeypatch.setattr(rounds, "room", lambda folder: int(share * make().storage()["pool"]))
+    with pytest.raises(BadInput) as refused:
+        make().check(tmp_path)
+    (line,) = refused.value.problems
+    ways = re.findall(r"--set (\S+)", line)
+    assert line.startswith(f"{key}: found a pool of 0.0 GiB, expected at most 90% of the free disk, 0.0 GiB")
+    assert [way.removeprefix(f"{key}.").partition("=")[0] for way in ways] == keys
+    room = rounds.room(tmp_path)
+    for way in ways:
+        assert 0.2 * room < make(way).storage()["pool"] <= room
 
 
 def test_a_velocity_field_refuses_images_and_times_of_another_shape():

@@ -37,6 +37,7 @@ MERGED = {
 
 CHANGED_LINES: list[tuple[str, str, str]] = [
     ("method/phases.py", "from repro.phases import Phase", "from repro.phases import SingleLossPhase as Phase"),
+    ("method/phases.py", "from repro.pool import Pool", "from repro.rounds import Rows as Pool"),
     ("method/figures.py", "from repro.report.judge import Judgement", "from repro_tools.report.judge import Judgement"),
     (
         "method/figures.py",

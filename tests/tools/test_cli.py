@@ -177,8 +177,8 @@ def test_the_method_is_told_what_the_machine_is(project, monkeypatch):
         evaluate=lambda *arguments: given.append(arguments[-1]) or method.evaluate(*arguments),
     )
     monkeypatch.setattr(toy_method, "METHOD", watched)
-    assert main(["run", "toy", "--device", "cpu", "--data-root", "sets", "--pool-storage", "disk"]) == 0
-    assert given == 2 * [Runtime(torch.device("cpu"), Path("sets"), "disk")]
+    assert main(["run", "toy", "--device", "cpu", "--data-root", "sets", "--determinism", "warn"]) == 0
+    assert given == 2 * [Runtime(torch.device("cpu"), Path("sets"), determinism="warn")]
 
 
 def test_what_a_phase_says_of_the_machine_is_told_once_with_its_number(project, capsys, monkeypatch):
@@ -301,7 +301,7 @@ def test_a_seed_that_is_named_twice_is_one_run(project, monkeypatch):
 
 def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", forked.Command)
-    machine = ["--device", "cpu", "--data-root", "sets", "--pool-storage", "disk"]
+    machine = ["--device", "cpu", "--data-root", "sets", "--determinism", "warn"]
     assert main(["run", "toy", "--seeds", "0", "1", "--jobs", "2", *machine]) == 0
     assert record(project, 0)["metrics"] != record(project, 1)["metrics"]
     assert "--seeds 1" in record(project, 1)["command"]
@@ -341,7 +341,7 @@ def test_bad_options_are_refused_in_one_line(project, capsys, arguments, expecte
         ["run", "toy", "--train-iters", "0"],
         ["run", "toy", "--seeds", "-1"],
         ["run", "toy", "--jobs", "x"],
-        ["run", "toy", "--pool-storage", "tape"],
+        ["run", "toy", "--determinism", "never"],
     ],
 )
 def test_bad_usage_exits_with_2(project, capsys, arguments):

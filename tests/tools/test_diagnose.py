@@ -335,11 +335,12 @@ def test_the_best_constant_of_a_cross_entropy_has_the_entropy_of_the_labels():
     assert best == pytest.approx(float(-(share * share.log()).sum()), rel=1e-4)
 
 
-def test_a_loss_without_a_best_constant_is_told_apart():
+@pytest.mark.parametrize("draw", [[], ["draws"]])  # the search ends at a huge value, or at none
+def test_a_loss_without_a_best_constant_is_told_apart(draw):
     phase = altered(Plain(), loss=lambda sound, model, batch: -model(batch["x"]).pow(3).mean())
     bench = Bench(phase, 0, CPU)
     with pytest.raises(Unfit):
-        constants(bench, bench.model(), [bench.minibatch(0)])
+        constants(bench, bench.model(), [bench.minibatch(0, *draw)])
 
 
 def test_tables_by_accident_are_told_from_tables_on_purpose():

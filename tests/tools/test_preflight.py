@@ -613,11 +613,11 @@ def test_data_that_are_not_finite_are_named(toy, monkeypatch, capsys):
 
 def test_a_pool_for_which_there_is_no_room_is_named(toy, monkeypatch, capsys):
     monkeypatch.setattr(Line, "storage", lambda self: {"pool": 2**60})
-    only_fails(capsys, "room", None, "what phase line keeps fits neither on the disk nor in memory")
+    only_fails(capsys, "room", None, "the data of phase line do not fit on the disk")
 
 
 def test_states_for_which_there_is_no_room_are_named(toy, monkeypatch, capsys):
-    monkeypatch.setattr("repro_tools.preflight.inspection.free", lambda folder: (2**40, 10))
+    monkeypatch.setattr("repro_tools.preflight.inspection.room", lambda folder: 10)
     only_fails(capsys, "room", None, "the states do not fit on the disk of runs")
 
 

@@ -64,7 +64,16 @@ def carried_out(work: Callable[[], int]) -> int:
     """The exit code of a command: what it returns, or that of what stopped it, which is told in a line."""
     try:
         try:
-            return _carried_out(work)
+            with termination():
+                return work()
+        except BadInput as error:
+            return _told(EXIT_BAD_INPUT, *(f"repro: {_one_line(problem)}" for problem in error.problems))
+        except RunFailed as error:
+            return _told(EXIT_RUN_FAILED, f"repro: {_one_line(str(error))}")
+        except KeyboardInterrupt:
+            return _told(EXIT_INTERRUPTED, INTERRUPTED)
+        except Terminated:
+            return _told(EXIT_TERMINATED, TERMINATED)
         finally:
             # Here, since at the end of the interpreter a broken pipe can no longer be caught.
             sys.stdout.flush()
@@ -73,23 +82,9 @@ def carried_out(work: Callable[[], int]) -> int:
         return EXIT_NO_READER
 
 
-def _carried_out(work: Callable[[], int]) -> int:
-    try:
-        with termination():
-            return work()
-    except BadInput as error:
-        for problem in error.problems:
-            print(f"repro: {_one_line(problem)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except RunFailed as error:
-        print(f"repro: {_one_line(str(error))}", file=sys.stderr)
-        return EXIT_RUN_FAILED
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Terminated:
-        print(TERMINATED, file=sys.stderr)
-        return EXIT_TERMINATED
+def _told(code: int, *lines: str) -> int:
+    print(*lines, sep="\n", file=sys.stderr)
+    return code
 
 
 def _one_line(problem: str) -> str:
@@ -110,7 +105,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-# Options. The tools have the same ones, from here.
+# Options, which the tools have as well.
 
 
 def positive(text: str) -> int:
@@ -129,15 +124,6 @@ def _whole(text: str, least: int) -> int:
     return int(text)
 
 
-def add_experiments(parser: argparse.ArgumentParser, *, default_all: bool) -> None:
-    """NAME...: the experiments a command is about; all of them when none is named, if `default_all`."""
-    told = "experiment, or a pattern such as '2d-*'" + " (default: all)" * default_all
-    if default_all:
-        parser.add_argument("experiments", nargs="*", default=["*"], metavar="NAME", help=told)
-    else:
-        parser.add_argument("experiments", nargs="+", metavar="NAME", help=told)
-
-
 class Seeds(argparse.Action):
     """A seed that is named twice is one run: of two processes in one folder, one fails at a save."""
 
@@ -145,75 +131,52 @@ class Seeds(argparse.Action):
         setattr(namespace, self.dest, list(dict.fromkeys(values)))
 
 
-def add_seeds(parser: argparse.ArgumentParser, *, default: list[int] | None, told: str) -> None:
-    """--seeds SEED...; `told` is its help."""
-    parser.add_argument(
-        "--seeds", nargs="+", action=Seeds, type=seed, default=default, metavar="SEED", help=told
-    )
+DEVICE = "cpu, cuda, cuda:1, or auto: cuda if there is one (default: auto)"
+DATA_ROOT = "where data sets lie; nothing is downloaded (default: data)"
+STRICT = "strict: the same bits each time, or an error; warn: a warning (default: strict)"
+DRY_RUN = "print the resolved configuration and what would run, write nothing"
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "experiments": {"nargs": "+", "metavar": "NAME", "help": "experiment, or a pattern such as '2d-*'"},
+    "--seeds": {"nargs": "+", "action": Seeds, "type": seed, "metavar": "SEED"},
+    "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "dest": "overrides"},
+    "--train-iters": {"type": positive, "metavar": "N", "help": "short for --set 'phases.*.iterations=N'"},
+    "--resume": {"action": "store_true", "help": "go on with runs that exist, skip finished ones"},
+    "--resume-phase": {"type": positive, "metavar": "N", "help": "start phase N over, keep the earlier ones"},
+    "--runs": {"type": Path, "metavar": "DIR", "help": "where runs are kept (default: runs)"},
+    "--device": {"default": "auto", "metavar": "NAME", "help": DEVICE},
+    "--determinism": {"choices": ["strict", "warn"], "default": "strict", "help": STRICT},
+    "--data-root": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": DATA_ROOT},
+    "--dry-run": {"action": "store_true", "help": DRY_RUN},
+    "--json": {"action": "store_true", "help": "print JSON"},
+}
+OPTIONS["--seeds"] |= {"default": [0], "help": "one run per seed (default: 0)"}
+OPTIONS["--set"]["help"] = "override every field that KEY matches; '*' is any one name"
+OPTIONS["--runs"]["default"] = Path("runs")
+
+EVERY = {"nargs": "*", "default": ["*"], "help": f"{OPTIONS['experiments']['help']} (default: all)"}
+"""Of the experiments of a command that is about all of them, when none is named."""
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """--set and --train-iters; read them with `overrides`."""
-    told = "override every field that KEY matches; '*' is any one name"
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=told
-    )
-    told = "short for --set 'phases.*.iterations=N'"
-    parser.add_argument("--train-iters", type=positive, metavar="N", help=told)
+def add(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
+    """Adds options of this table to a parser, with `changes` to what argparse is given of them."""
+    for name in names:
+        parser.add_argument(name, **OPTIONS[name] | changes)
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
-    """The overrides in the order in which they apply."""
+    """What --set and --train-iters override, in the order in which it applies."""
     short = [] if options.train_iters is None else [f"phases.*.iterations={options.train_iters}"]
     return [*options.overrides, *short]
 
 
-def add_data_root(parser: argparse.ArgumentParser) -> None:
-    told = "where data sets lie; nothing is downloaded (default: data)"
-    parser.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR", help=told)
-
-
-def add_runs(parser: argparse.ArgumentParser) -> None:
-    told = "where runs are kept (default: runs)"
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help=told)
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """--device: where this machine computes. Commands about a device that is not here call theirs --on."""
-    told = "cpu, cuda, cuda:1, or auto: cuda if there is one (default: auto)"
-    parser.add_argument("--device", default="auto", metavar="NAME", help=told)
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+# Commands.
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     parser.description = "Trains every phase of each experiment and evaluates it, once per seed."
     parser.epilog = f"example: {parser.prog} '2d-*' --seeds 0 1 2 --resume"
-    add_experiments(parser, default_all=False)
-    add_seeds(parser, default=[0], told="one run per seed (default: 0)")
-    add_overrides(parser)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with runs that exist, skip finished ones"
-    )
-    told = "start phase N over, keep the earlier ones"
-    parser.add_argument("--resume-phase", type=positive, metavar="N", help=told)
-    add_runs(parser)
-    add_device(parser)
-    told = (
-        "strict: algorithms that give the same bits each time, or an error; warn: a warning (default: strict)"
-    )
-    parser.add_argument("--determinism", choices=["strict", "warn"], default="strict", help=told)
-    add_data_root(parser)
-    told = "where pools are kept; the result is the same (default: auto, by what is free)"
-    parser.add_argument("--pool-storage", choices=["auto", "memory", "disk"], default="auto", help=told)
-    told = "print the resolved configuration and what would run, write nothing"
-    parser.add_argument("--dry-run", action="store_true", help=told)
-    add_json(parser)
-
-
-# Commands.
+    add(parser, *OPTIONS)
 
 
 def names(project: Project, patterns: list[str]) -> list[str]:
@@ -241,7 +204,7 @@ def planned(options: argparse.Namespace) -> list[Plan]:
 def prepared(options: argparse.Namespace, plans: Sequence[Plan], world: World) -> Runtime | None:
     """Where the runs run, after what the options change is told; None for a dry run, which is told as well.
 
-    Raises BadInput for what this machine or this number of processes cannot do.
+    Raises BadInput for a device that this machine, or this number of processes, cannot use.
     """
     from repro.runtime import Runtime, find_device
 
@@ -250,14 +213,11 @@ def prepared(options: argparse.Namespace, plans: Sequence[Plan], world: World) -
         for one in plans:
             for change in one.changes:
                 print(f"{one.experiment}: {change}", file=sys.stderr)
-    if options.dry_run:
-        if world.first:
-            print(json.dumps({one.experiment: one.config.model_dump(mode="json") for one in plans}, indent=1))
-        return None
-    if options.pool_storage == "memory" and world.size > 1:
-        found = f"--pool-storage: found memory, expected auto or disk with {world.size} processes"
-        raise BadInput(f"{found}, which share one file")
-    return Runtime(device, options.data_root, options.pool_storage, world, determinism=options.determinism)
+    if not options.dry_run:
+        return Runtime(device, options.data_root, world, determinism=options.determinism)
+    if world.first:
+        print(json.dumps({one.experiment: one.config.model_dump(mode="json") for one in plans}, indent=1))
+    return None
 
 
 Tell = Callable[["Plan", int, Path, bool], list[str]]
@@ -311,13 +271,7 @@ def tell(one: Plan, number: int, folder: Path, was_there: bool) -> list[str]:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         metrics = [f"{name} {value:.3g}" for name, value in record["metrics"].items()]
         return [finished_line(one, number, record, was_there, metrics)]
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ) as error:  # damaged since: the others go on
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # damaged: the others go on
         return [f"repro: warning: {folder / RECORD}: found no run record ({error}), expected one"]
 
 
@@ -340,7 +294,7 @@ def finished_line(
 def add_list(parser: argparse.ArgumentParser) -> None:
     parser.description = "Lists the experiments and their phases."
     parser.epilog = f"example: {parser.prog} --json"
-    add_json(parser)
+    add(parser, "--json")
 
 
 def list_experiments(options: argparse.Namespace) -> int:

@@ -42,29 +42,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
     also across a power cut. Raises TypeError for any other kind of value, and RunFailed when the disk
     refuses; both leave what was there as it was.
     """
-    tensors, header = _packed(state)
-    _write(path, tensors, header)
-
-
-def save_by_hash(folder: Path, kind: str, state: dict[str, Any]) -> str:
-    """Writes `state` into a file of `folder` that is named by its contents, and returns the name. Raises as
-    `save` does."""
-    tensors, header = _packed(state)
-    path = folder / f"{kind}-{header['sha256'][:16]}.safetensors"
-    if not path.exists():
-        _write(path, tensors, header)
-    return path.name
-
-
-def _packed(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_pack(state, "state", tensors))
-    return tensors, {"format": FORMAT, "tree": tree, "sha256": _checksum(tree, tensors, FORMAT)}
-
-
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    header = {"format": FORMAT, "tree": tree, "sha256": _checksum(tree, tensors, FORMAT)}
     partial = path.with_name(path.name + ".partial")
-    with writing(path, needed=len(header["tree"]) + sum(tensor.nbytes for tensor in tensors.values())):
+    with writing(path, needed=len(tree) + sum(tensor.nbytes for tensor in tensors.values())):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, partial, metadata=header)
@@ -144,22 +126,19 @@ def previous(path: Path) -> Path:
 
 
 def newest(
-    path: Path, beside: Callable[[dict[str, Any]], Path | None] = lambda state: None
+    path: Path, complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda state: state
 ) -> tuple[dict[str, Any], str | None] | None:
     """The newest sound state of `path` and `previous(path)`; None when neither exists.
 
-    `beside` gives the file that a state needs as well; a state without a sound one is not sound. Returned
-    with it is what is wrong with the file at `path`, when it had to be passed over. Raises Damaged when none
-    is sound.
+    `complete` adds what a state needs from other files, and raises Damaged where that is not sound: then the
+    state is not. Returned with it is what is wrong with the file at `path`, when it had to be passed over.
+    Raises Damaged when none is sound.
     """
     problems: list[str] = []
     for candidate in (path, previous(path)):
         if os.path.lexists(candidate):
             try:
-                state = load(candidate)
-                if (needed := beside(state)) is not None:
-                    load(needed)
-                return state, problems[0] if problems else None
+                return complete(load(candidate)), problems[0] if problems else None
             except Damaged as error:
                 problems.append(str(error))
     if problems:
@@ -208,7 +187,7 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _checksum(tree: str, tensors: dict[str, Tensor], form: str = FORMAT) -> str:
+def _checksum(tree: str, tensors: dict[str, Tensor], form: str) -> str:
     """SHA-256 of the format, the description, and every tensor's name, dtype, shape and bytes."""
     # Version 0.1 left the format out; one flipped bit makes a 2 of a 3.
     total = hashlib.sha256(tree.encode() if form == OLDER else f"{form}\n{tree}".encode())

@@ -1,4 +1,4 @@
-"""Runs a phase: draws, steps, logs and saves, from its beginning or from its last saved state, to its end.
+"""Runs a phase: draws, steps, logs and saves, from its beginning or its last saved state, to its end.
 
 `Loop` is one phase in motion, and all that drives it, a run or a tool, goes through its few methods.
 `run_phase` is a run's way.
@@ -7,27 +7,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repro import checkpoint
+from repro import checkpoint, rounds
 from repro import state as states
 from repro.config import Pace, differences
 from repro.errors import BadInput, RunFailed, Terminated, deferred_termination
 from repro.phases import Batch, Networks, Phase, SingleLossPhase
 from repro.randomness import Draw, Orders, seed_global_generators
+from repro.rounds import Rows
 from repro.runtime import Runtime, World, arithmetic, progress
 from repro.update import Update
 
@@ -35,32 +35,32 @@ RUNNING, FINISHED = "running.safetensors", "model.safetensors"
 """In a phase's folder: the last saved state while it runs, and its networks when it is finished."""
 
 LEAST_SCALE = 2.0**-24
-"""Of a loss in fp16. A gradient that overflows with less is above 10^12, or it is not finite in any
-precision."""
+"""Of a loss in fp16. A gradient that overflows with less is above 10^12, or not finite in any precision."""
 
 MakeUpdate = Callable[[Phase[Any], int, Runtime], Update]
-
-Session = dict[str, str | int]
-"""Of a process that trained a phase: the steps done when it began, and its versions."""
-
 Curve = list[tuple[int, float]]
 """Steps done, and a number after them."""
+Watched = list[tuple[int, dict[str, float]]]
+"""Steps done, and what `watch` said then."""
+Session = dict[str, str | int]
+"""Of a process that trained a phase: the steps done when it began, and its versions."""
 
 
 @dataclass
 class Round:
-    """What `collect` made, and the step at which it did; `file` is its file once it has one."""
+    """What `collect` made, and the step at which it did; `file` is its name on the disk once it has one."""
 
     began: int
-    rows: dict[str, Tensor]
+    rows: Rows
     file: str | None = None
 
 
 class Loop:
-    """A phase in motion: `restore` (or not), `prepare`, and then for each step `collect_if_due`,
-    `next_batch`, `one_step`.
+    """A phase in motion: `restore` (or not), `prepare`, and for each step `collect_if_due`, `next_batch`,
+    `one_step`.
 
-    `make_update` may make a kind of Update that looks on. Raises BadInput for a state that cannot be saved.
+    `folder` is where the data of rounds are kept, None for memory; `make_update` may make a kind of Update
+    that looks on. Raises BadInput for a state that cannot be saved.
     """
 
     def __init__(
@@ -70,14 +70,13 @@ class Loop:
         seed: int,
         runtime: Runtime,
         earlier: Mapping[str, Networks],
+        folder: Path | None = None,
         make_update: MakeUpdate = Update,
     ):
-        if runtime.world.size > 1 and not isinstance(phase, SingleLossPhase):
-            raise BadInput(
-                f"phase {phase.name}: found {runtime.world.size} processes, expected one for a loop of its "
-                "own"
-            )
-        self.phase, self.seed, self.runtime, self._earlier = phase, seed, runtime, earlier
+        if (size := runtime.world.size) > 1 and not isinstance(phase, SingleLossPhase):
+            raise BadInput(f"phase {phase.name}: found {size} processes, expected one for a loop of its own")
+        self.phase, self.seed, self.runtime, self.folder = phase, seed, runtime, folder
+        self._earlier = earlier
         seed_global_generators(seed, phase.stream, "initialise")
         self.state = phase.setup(earlier)
         states.check(self.state, phase.name, phase.shared_parameters)
@@ -95,32 +94,29 @@ class Loop:
         self.phase.prepare(self.seed, scratch, self._earlier)
 
     def collect_if_due(self) -> None:
-        """Makes the data of a round where one begins."""
+        """Makes the data of a round where one begins, with products in float32."""
         every = self.phase.collect_every
         if not every or self.step % every or (self.round and self.round.began == self.step):
             return
+        self.round = None  # so that two rounds are never held at a time
         seed_global_generators(self.seed, self.phase.stream, "collect", self.step)
-        self.update.begin(self.step)
-        rows = self.phase.collect(self.state, self.update)
+        self.update.begin(self.step, self.folder)
+        with arithmetic("float32"):
+            rows = self.phase.collect(self.state, self.update)
         self.update.end(self._named_weights())
-        self.round = Round(self.step, {name: column.detach().cpu() for name, column in rows.items()})
+        file = self.update.sealed(rows)
+        if file is None:
+            rows = {name: column.detach().cpu() for name, column in rows.items()}
+        self.round = Round(self.step, Rows.of(rows), file)
 
     def next_batch(self) -> Batch:
         """The minibatch of the step that is next, on the CPU."""
         step, stream = self.step, self.phase.stream
         # Global generators too: a library may draw from them without asking.
         seed_global_generators(self.seed, stream, "step", step)
-        began, rows = (self.round.began, self.round.rows) if self.round else (0, {})
-        draw = Draw(
-            self.seed,
-            stream,
-            "draws",
-            step,
-            step=step,
-            round_step=step - began,
-            collected=rows,
-            orders=self._orders,
-        )
+        began, rows = (self.round.began, self.round.rows) if self.round else (0, None)
+        place = {"step": step, "round_step": step - began}
+        draw = Draw(self.seed, stream, "draws", step, **place, collected=rows, orders=self._orders)
         return self.phase.minibatch(step, draw)
 
     def one_step(self, batch: Batch) -> None:
@@ -138,11 +134,8 @@ class Loop:
         not finite."""
         found = self.update.numbers()
         for name, (step, value) in found.items():
-            if value != value or abs(value) == float("inf"):
-                raise RunFailed(
-                    f"phase {self.phase.name}, step {step}: the {name} is {value}; the last saved state is "
-                    "kept"
-                )
+            if not math.isfinite(value):
+                raise self._failure(step, f"the {name} is {value}")
         return found
 
     def write_curves(self, numbers: Mapping[str, tuple[int, float]]) -> dict[int, dict[str, float]]:
@@ -170,11 +163,10 @@ class Loop:
             for module, training in modes.items():
                 module.training = training
 
-    def snapshot(self, folder: Path | None = None) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """All that a new Loop needs to go on from here, as plain containers and tensors; nothing is copied.
 
-        A round's data goes into a file of its own in `folder`, once, or into the snapshot where there is no
-        folder.
+        The data of a round are named where they lie in a folder, and otherwise among the tensors.
         """
         return {
             "steps_done": self.step,
@@ -182,10 +174,10 @@ class Loop:
             "scaler": self.update.scaler.state_dict(),
             "logged": {name: (step, float(value)) for name, (step, value) in self.update.logged.items()},
             "curves": self.curves,
-            "round": self._round_saved(folder),
+            "round": self._saved_round(),
         }
 
-    def restore(self, before: Mapping[str, Any], folder: Path | None = None) -> None:
+    def restore(self, before: Mapping[str, Any]) -> None:
         """Goes on from a snapshot. Raises ValueError or KeyError when it does not fit the phase as the code
         is now."""
         self.step = _steps_done(before, range(self.phase.steps + 1))
@@ -194,10 +186,8 @@ class Loop:
             self.update.scaler.load_state_dict(before["scaler"])
         self.update.logged = {name: (step, value) for name, (step, value) in before["logged"].items()}
         self.curves = {name: [tuple(point) for point in curve] for name, curve in before["curves"].items()}
-        if (kept := before["round"]) is not None:
-            file = kept.get("file")
-            rows = kept["rows"] if file is None or folder is None else checkpoint.load(folder / file)
-            self.round = Round(kept["began"], dict(rows), file)
+        if (kept := _with_rows(before, self.folder)["round"]) is not None:
+            self.round = Round(kept["began"], Rows.of(kept["rows"]), kept.get("file"))
 
     def require_scale(self) -> None:
         """Raises RunFailed when fp16 found no scale at which gradients are finite.
@@ -205,19 +195,16 @@ class Loop:
         A step whose gradient is not finite is passed over, with half the scale the next time.
         """
         if (scale := self.update.scaler.get_scale()) < LEAST_SCALE:
-            raise RunFailed(
-                f"phase {self.phase.name}, step {self.step}: the gradient is not finite, however little the "
-                "loss is scaled "
-                f"({scale:.0e}); the last saved state is kept"
-            )
+            scaled = f"however little the loss is scaled ({scale:.0e})"
+            raise self._failure(self.step, f"the gradient is not finite, {scaled}")
 
-    def _round_saved(self, folder: Path | None) -> dict[str, Any] | None:
+    def _saved_round(self) -> dict[str, Any] | None:
         if self.round is None:
             return None
-        if folder is None or not self.runtime.world.first:  # one process writes
-            return {"began": self.round.began, "rows": self.round.rows}
+        if self.folder is None or not self.runtime.world.first:  # one process writes
+            return {"began": self.round.began, "rows": dict(self.round.rows)}
         if self.round.file is None:
-            self.round.file = checkpoint.save_by_hash(folder, "round", self.round.rows)
+            self.round.file = rounds.write(self.folder, self.round.rows)
         return {"began": self.round.began, "file": self.round.file}
 
     def _named_weights(self) -> list[tuple[str, Tensor]]:
@@ -227,17 +214,20 @@ class Loop:
             self._weights = objects, list(states.parameters(self.state).items())
         return self._weights[1]
 
+    def _failure(self, step: int, why: str) -> RunFailed:
+        return RunFailed(f"phase {self.phase.name}, step {step}: {why}; the last saved state is kept")
+
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """A finished phase: its networks in eval mode, the curves that it logged, its cost; `watched` as (steps
-    done, numbers)."""
+    """A finished phase: its networks in eval mode, the curves that it logged, its cost."""
 
     networks: Networks
     curves: dict[str, Curve]
-    watched: list[tuple[int, dict[str, float]]]
+    watched: Watched
     wall_s: float
     prepare_s: float
+    """Of `wall_s`, what `prepare` and `collect` took."""
     peak_device_bytes: int
     sessions: list[Session]
     """Where each process began that trained it, and its Python and torch; nothing for one of version 0.1."""
@@ -264,76 +254,73 @@ def run_phase(
     """
     finished, identity = folder / FINISHED, {"phase": phase.name, **identity}
     if not finished.exists():
-        # A function of its own, so that networks, optimisers and graphs are gone before the result is loaded.
-        _train(phase, folder, identity, seed, runtime, pace, earlier, make_update)
+        if runtime.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(runtime.device)
+        parts: dict[str, Any] = {"seed": seed, "runtime": runtime, "earlier": earlier, "folder": folder}
+        # Named nowhere here, so that networks, optimisers and graphs are gone before the result is loaded.
+        _train(Loop(phase, **parts, make_update=make_update), folder, identity, pace)
         phase.release()
     runtime.world.barrier()
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
     result = _load_finished(phase, finished, identity, runtime.device, earlier)
-    # Here and not after training: a kill between the last save and these lines must not leave a pool behind.
-    # And not before the result was found sound: until then the running states are all there is.
+    # Here and not after training: a kill between the last save and these lines must leave nothing behind. And
+    # not before the result was found sound: until then the running states are all there is.
     if runtime.world.first:
-        for left in [*folder.glob("running.*"), *folder.glob("round-*")]:
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        for left in [*folder.glob("running.*"), folder / "scratch"]:
+            rounds.drop(left)
+        rounds.keep(folder, [])
         checkpoint.sweep(folder)
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
     return result
 
 
-def _train(
-    phase: Phase[Any],
-    folder: Path,
-    identity: dict[str, Any],
-    seed: int,
-    runtime: Runtime,
-    pace: Pace,
-    earlier: Mapping[str, Networks],
-    make_update: MakeUpdate,
-) -> None:
-    device, world = runtime.device, runtime.world
+def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> None:
+    phase, world, device = loop.phase, loop.runtime.world, loop.runtime.device
     running, scratch = folder / RUNNING, folder / "scratch"
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    loop = Loop(phase, seed=seed, runtime=runtime, earlier=earlier, make_update=make_update)
-    spent_s, watched, sessions = 0.0, list[tuple[int, dict[str, float]]](), [_session(0)]
+    spent_s, prepare_s, sessions = 0.0, 0.0, [_session(0)]
+    watched: Watched = []
     before = _newest_state(running, identity, world)
+    begins = before is None
     if before is not None:
         with _fitting(running, phase):
             _steps_done(before, range(phase.steps))  # a finished phase has no running state
-            loop.restore(before, folder)
-            spent_s, watched = before["wall_s"], [tuple(one) for one in before["watched"]]
+            loop.restore(before)
+            spent_s, prepare_s = before["wall_s"], before["prepare_s"]
+            watched = [tuple(one) for one in before["watched"]]
             sessions = [*before["sessions"], _session(loop.step)]
             _warn_of_other_versions(sessions, running, world)
     del before
-    if world.mean(float(loop.step)) != loop.step:
-        raise RunFailed(
-            f"{running}: process {world.rank} found the state of step {loop.step}, another process another "
-            "one"
-        )
+    if world.total(float(loop.step)) != loop.step * world.size:
+        found = f"process {world.rank} found the state of step {loop.step}, another process another one"
+        raise RunFailed(f"{running}: {found}")
     with checkpoint.writing(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
     if world.first:
         checkpoint.sweep(folder)
     log = _Log(folder / "log.jsonl", loop.curves, watched, writes=world.first)
-    rounds = [loop.round.file] if loop.round else []
 
     began = time.perf_counter()
     loop.prepare(scratch)
-    prepare_s = time.perf_counter() - began
+    loop.collect_if_due()  # while a SIGTERM still ends the process: before the first step nothing is lost
+    prepare_s += time.perf_counter() - began
 
     def save(path: Path, contents: dict[str, Any]) -> None:
         states.require_finite(loop.state, phase.name, loop.step)
         wall_s = spent_s + time.perf_counter() - began
         if world.first:
-            kept = {"identity": identity, "wall_s": wall_s, "watched": log.watched, "sessions": sessions}
-            checkpoint.save(path, kept | contents)
+            cost = {"wall_s": wall_s, "prepare_s": prepare_s}
+            own = {"identity": identity, "watched": log.watched, "sessions": sessions}
+            checkpoint.save(path, own | cost | contents)
 
+    if begins and loop.round:
+        save(running, loop.snapshot())  # to build it may take longer than all that follows
+    kept = [loop.round.file] if loop.round else []
+    steps = progress(range(loop.step, phase.steps), phase.name, phase.steps, loop.step, shown=world.first)
     with arithmetic(phase.precision), deferred_termination() as stop:
-        for _ in progress(
-            range(loop.step, phase.steps), phase.name, total=phase.steps, initial=loop.step, shown=world.first
-        ):
+        for _ in steps:
+            collects = time.perf_counter()
             loop.collect_if_due()
+            prepare_s += time.perf_counter() - collects
             loop.one_step(loop.next_batch())
             ends = loop.step == phase.steps
             stops = world.any(stop.made) and not ends
@@ -345,14 +332,17 @@ def _train(
             if logs:
                 log.write(loop.step, loop.write_curves(numbers), loop.watch() if world.first else {})
             if saves:
-                save(running, loop.snapshot(folder))
-                rounds = _keep_rounds(folder, rounds, loop) if world.first else rounds
+                save(running, loop.snapshot())
+                if world.first and loop.round:
+                    kept = [*kept[-1:], loop.round.file]  # of the newest state and of the one before it
+                    rounds.keep(folder, kept)
             if stops:
                 raise Terminated
 
         networks = {name: dict(one.state_dict()) for name, one in phase.networks(loop.state).items()}
-        cost = {"prepare_s": prepare_s, "peak_device_bytes": _peak_memory(device)}
-        save(folder / FINISHED, {"steps_done": loop.step, "curves": loop.curves, "networks": networks} | cost)
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        last = {"steps_done": loop.step, "curves": loop.curves, "networks": networks}
+        save(folder / FINISHED, last | {"peak_device_bytes": peak})
         if world.any(stop.made):
             raise Terminated
 
@@ -371,13 +361,13 @@ def _load_finished(
         load_networks(networks, state)
         curves = state["curves"] if "curves" in state else {"loss": state["curve"]}  # of version 0.1
         return PhaseResult(
-            networks.to(device).eval().requires_grad_(False),
-            {name: [(step, value) for step, value in curve] for name, curve in curves.items()},
-            [(step, values) for step, values in state.get("watched", [])],
-            state["wall_s"],
-            state["prepare_s"],
-            state["peak_device_bytes"],
-            state.get("sessions", []),
+            networks=networks.to(device).eval().requires_grad_(False),
+            curves={name: [(step, value) for step, value in curve] for name, curve in curves.items()},
+            watched=[(step, values) for step, values in state.get("watched", [])],
+            wall_s=state["wall_s"],
+            prepare_s=state["prepare_s"],
+            peak_device_bytes=state["peak_device_bytes"],
+            sessions=state.get("sessions", []),
         )
 
 
@@ -395,18 +385,16 @@ def load_networks(networks: Networks, state: Mapping[str, Any]) -> None:
 
 
 def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict[str, Any] | None:
-    """The newest sound state of a running phase, None before the first. Says when a damaged one was passed
-    over."""
-    found = checkpoint.newest(running, partial(_round_file, folder=running.parent))
+    """The newest sound state of a running phase with the data of its round, None before the first. Says when
+    a damaged one was passed over."""
+    found = checkpoint.newest(running, lambda state: _with_rows(state, running.parent))
     if found is None:
         return None
     state, problem = found
     if "model" in state:
-        raise BadInput(
-            f"{running}: found a running state of the format {checkpoint.OLDER}, expected "
-            f"{checkpoint.FORMAT}; finish the phase "
-            "with the version that began it, or start it over with --resume-phase"
-        )
+        formats = f"found a running state of the format {checkpoint.OLDER}, expected {checkpoint.FORMAT}"
+        advice = "finish the phase with the version that began it, or start it over with --resume-phase"
+        raise BadInput(f"{running}: {formats}; {advice}")
     _matching(state, running, identity)
     if problem and world.first:
         # Out of the way, or the next save would put it in the place of the sound one.
@@ -418,23 +406,19 @@ def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict
     return state
 
 
-def _round_file(state: dict[str, Any], folder: Path) -> Path | None:
-    """Where the data of the round lie that a running state is in, if they have a file."""
-    file = (state.get("round") or {}).get("file")
-    return None if file is None else folder / file
+def _with_rows(state: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """A state with the data of its round, read where they lie in `folder`. Raises checkpoint.Damaged."""
+    kept = state.get("round")
+    if kept and "rows" not in kept and folder is not None:
+        kept = kept | {"rows": rounds.read(folder / kept["file"])}
+    return {**state, "round": kept}
 
 
 def _matching(state: dict[str, Any], path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    changes = differences(state.get("identity", {}), identity)
-    if changes:
-        advice = "resume with the configuration that the state was saved with, or start another run folder"
-        raise BadInput(
-            *(
-                f"{path}: {change.key}: found a state of {change.before!r}, expected {change.after!r}; "
-                f"{advice}"
-                for change in changes
-            )
-        )
+    advice = "resume with the configuration that the state was saved with, or start another run folder"
+    if changes := differences(state.get("identity", {}), identity):
+        found = [f"{one.key}: found a state of {one.before!r}, expected {one.after!r}" for one in changes]
+        raise BadInput(*(f"{path}: {one}; {advice}" for one in found))
     return state
 
 
@@ -446,10 +430,9 @@ def _fitting(path: Path, phase: Phase[Any]) -> Iterator[None]:
         yield
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         why = " ".join(f"no {error}".split() if isinstance(error, KeyError) else str(error).split())
-        raise BadInput(
-            f"{path}: found a state that does not fit phase {phase.name} as the code is now: "
-            f"{why if len(why) <= 300 else why[:297] + '...'}"
-        ) from None
+        why = why if len(why) <= 300 else f"{why[:297]}..."
+        found = f"found a state that does not fit phase {phase.name} as the code is now"
+        raise BadInput(f"{path}: {found}: {why}") from None
 
 
 def _steps_done(state: Mapping[str, Any], allowed: Sequence[int]) -> int:
@@ -471,16 +454,6 @@ def _warn_of_other_versions(sessions: list[Session], running: Path, world: World
         print(f"repro: warning: {running}: {told}", file=sys.stderr)
 
 
-def _keep_rounds(folder: Path, rounds: list[str | None], loop: Loop) -> list[str | None]:
-    """Deletes the files of rounds that neither the newest state nor the one before it names. Returns those
-    two."""
-    kept = [*rounds[-1:], loop.round.file if loop.round else None]
-    for file in folder.glob("round-*"):
-        if file.name not in kept:
-            file.unlink()
-    return kept
-
-
 class _Log:
     """What is logged, for somebody who looks on: one JSON line per step that has numbers.
 
@@ -488,9 +461,7 @@ class _Log:
     anywhere.
     """
 
-    def __init__(
-        self, path: Path, curves: dict[str, Curve], watched: list[tuple[int, dict[str, float]]], writes: bool
-    ):
+    def __init__(self, path: Path, curves: dict[str, Curve], watched: Watched, writes: bool):
         self._path, self._writes, self.watched = path, writes, watched
         lines: dict[int, dict[str, float]] = {}
         for name, curve in curves.items():
@@ -510,7 +481,3 @@ class _Log:
         if self._writes:
             with checkpoint.writing(self._path), self._path.open(mode) as file:
                 file.writelines(json.dumps({"step": step, **lines[step]}) + "\n" for step in sorted(lines))
-
-
-def _peak_memory(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

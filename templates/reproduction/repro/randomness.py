@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repro.rounds import NOTHING, Rows
+
 
 def derive_seed(*parts: str | int) -> int:
     """A seed for the draw that `parts` name, e.g. (run seed, phase, "step", 17). Below 2**32.
@@ -45,13 +47,13 @@ Orders = MutableMapping[tuple[str, int], tuple[tuple[int, int], Tensor]]
 class Draw(torch.Generator):
     """What one minibatch is drawn from: a generator on the CPU for the draw that `parts` name.
 
-    `collected` holds what the phase's `collect` made for this round, {} without rounds; `round_step` counts
-    the round's steps.
+    `collected` holds what the phase's `collect` made for this round, nothing without rounds; `round_step`
+    counts the round's steps.
     """
 
     step: int
     round_step: int
-    collected: Mapping[str, Tensor]
+    collected: Rows
 
     def __new__(cls, *arguments: Any, **named: Any) -> Draw:
         return super().__new__(cls)
@@ -66,7 +68,7 @@ class Draw(torch.Generator):
         collected: Mapping[str, Tensor] | None = None,
         orders: Orders | None = None,
     ):
-        self.step, self.round_step, self.collected = step, round_step, collected or {}
+        self.step, self.round_step, self.collected = step, round_step, Rows.of(collected) if collected else NOTHING
         self._of, self._orders = (seed, stream), {} if orders is None else orders
         self.manual_seed(derive_seed(seed, stream, *parts))
 
@@ -81,8 +83,8 @@ class Draw(torch.Generator):
 
     def round_rows(self, batch_size: int, *, last: Literal["drop", "keep"]) -> Tensor:
         """The same among the rows of `collected`; the epochs are counted from the beginning of the round."""
-        rows = len(next(iter(self.collected.values())))
-        return self._rows("round", self.step - self.round_step, self.round_step, rows, batch_size, last)
+        begun, count = self.step - self.round_step, self.collected.count
+        return self._rows("round", begun, self.round_step, count, batch_size, last)
 
     def _rows(self, kind: str, begun: int, step: int, rows: int, batch_size: int, last: str) -> Tensor:
         if not 0 < batch_size <= rows:

@@ -1,5 +1,4 @@
-"""One run: an experiment with a seed, all its phases, its evaluation, and the record of where it all came
-from."""
+"""One run: an experiment with a seed, its phases, its evaluation, and the record of where it came from."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from repro import rounds
 from repro.checkpoint import Damaged, flush, previous, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import BadInput
@@ -46,6 +46,8 @@ except ImportError:  # Windows
 
 RECORD, CONFIG, SPEC, TENSORS = "record.json", "config.yaml", "spec.yaml", "tensors.safetensors"
 
+Phases = Sequence[Phase[Any]]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -67,27 +69,25 @@ def plan(project: Project, experiment: str, overrides: list[str]) -> Plan:
     """Reads and checks the configuration. Raises BadInput; writes nothing."""
     known = project.experiments()
     if experiment not in known:
-        raise BadInput(
-            f"{project.root / 'configs'}: found no experiment '{experiment}', expected one of: "
-            f"{', '.join(known)}"
-        )
+        expected = f"expected one of: {', '.join(known)}"
+        raise BadInput(f"{project.root / 'configs'}: found no experiment '{experiment}', {expected}")
     path = known[experiment]
     shipped, _ = load(project.config_class(experiment), path)
-    if shipped.experiment != experiment:
-        raise BadInput(
-            f"{path}: experiment: found '{shipped.experiment}', expected '{experiment}', the name of the file"
-        )
     config, changes = load(project.config_class(experiment), path, overrides)
-    if config.experiment != experiment:
-        raise BadInput(
-            f"--set: experiment: found '{config.experiment}', expected '{experiment}', which cannot be "
-            "overridden"
-        )
+    for source, one in ((path, shipped), ("--set", config)):
+        if one.experiment != experiment:
+            expected = f"expected '{experiment}', the name of the file"
+            raise BadInput(f"{source}: experiment: found '{one.experiment}', {expected}")
     return Plan(project, experiment, shipped, config, changes, differences(shaping(shipped), shaping(config)))
 
 
 def run_folder(runs: Path, experiment: str, seed: int) -> Path:
     return runs / experiment / f"seed-{seed}"
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in `folder`."""
+    return (folder / CONFIG).exists()
 
 
 def execute(
@@ -116,68 +116,45 @@ def execute(
         return folder
     messages = _check_machine(folder, phases, runtime, resume_phase)
     world.barrier()  # nothing is written until every process has looked
-    if not world.first:
-        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase, gate)
-    make_folder(folder)
-    with alone_in(folder):
-        # Again: another process may have begun the run, or ended it, since.
-        _check_folder(plan, folder, phases, resume, resume_phase)
-        return _execute(plan, seed, folder, runtime, phases, messages, resume, resume_phase, gate)
-
-
-def _execute(
-    plan: Plan,
-    seed: int,
-    folder: Path,
-    runtime: Runtime,
-    phases: Sequence[Phase[Any]],
-    messages: list[str],
-    resume: bool,
-    resume_phase: int | None,
-    gate: Mapping[str, Any] | None,
-) -> Path:
-    world, fixed = runtime.world, {}
     if world.first:
-        if resume_phase is not None:
-            _set_aside(folder, phases, resume_phase)
-        _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
-        fixed = _fixed_before(plan, folder, gate)
-        for line in [_where(folder, phases)] * resume + messages:
-            print(f"{folder}: {line}", file=sys.stderr)
-    world.barrier()
-
-    info = describe(plan.project.root, runtime)
-    with deterministic(runtime.device, runtime.determinism), arithmetic("float32"):
-        results: dict[str, PhaseResult] = {}
-        for number, phase in enumerate(phases, start=1):
-            try:
-                _train(plan, seed, folder, runtime, number, phase, results)
-            except Damaged as error:
-                raise BadInput(f"{error}; start phase {number} over with --resume-phase {number}") from None
+        make_folder(folder)
+    with alone_in(folder) if world.first else nullcontext():
+        fixed: dict[str, Any] = {}
         if world.first:
-            _evaluate(plan, seed, folder, runtime, results, fixed, info)
+            # Again: another process may have begun the run, or ended it, since.
+            _check_folder(plan, folder, phases, resume, resume_phase)
+            if resume_phase is not None:
+                _set_aside(folder, phases, resume_phase)
+            _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
+            fixed = _fixed_before(plan, folder, gate)
+            for line in [_where(folder, phases)] * resume + messages:
+                print(f"{folder}: {line}", file=sys.stderr)
+        world.barrier()
+        info = describe(plan.project.root, runtime)
+        with deterministic(runtime.device, runtime.determinism), arithmetic("float32"):
+            results = _trained(plan, seed, folder, runtime, phases)
+            if world.first:
+                _evaluate(plan, seed, folder, runtime, results, fixed | info)
     return folder
 
 
-def _train(
-    plan: Plan,
-    seed: int,
-    folder: Path,
-    runtime: Runtime,
-    number: int,
-    phase: Phase[Any],
-    results: dict[str, PhaseResult],
-) -> None:
-    """Adds a phase's result to those before it: trained, or read where it is finished."""
-    results[phase.name] = run_phase(
-        phase,
-        folder=_phase_folder(folder, number, phase),
-        identity=_identity(plan, seed),
-        seed=seed,
-        runtime=runtime,
-        pace=plan.config.pace,
-        earlier={name: result.networks for name, result in results.items()},
-    )
+def _trained(plan: Plan, seed: int, folder: Path, runtime: Runtime, phases: Phases) -> dict[str, PhaseResult]:
+    """Each phase's result by its name: trained after those before it, or read where it is finished."""
+    results: dict[str, PhaseResult] = {}
+    for number, phase in enumerate(phases, start=1):
+        try:
+            results[phase.name] = run_phase(
+                phase,
+                folder=_phase_folder(folder, number, phase),
+                identity={"seed": seed, "config": shaping(plan.config)},
+                seed=seed,
+                runtime=runtime,
+                pace=plan.config.pace,
+                earlier={name: result.networks for name, result in results.items()},
+            )
+        except Damaged as error:
+            raise BadInput(f"{error}; start phase {number} over with --resume-phase {number}") from None
+    return results
 
 
 def _evaluate(
@@ -185,31 +162,28 @@ def _evaluate(
     seed: int,
     folder: Path,
     runtime: Runtime,
-    results: dict[str, PhaseResult],
-    fixed: dict[str, Any],
-    info: dict[str, Any],
+    results: Mapping[str, PhaseResult],
+    info: Mapping[str, Any],
 ) -> None:
     models = {name: result.networks for name, result in results.items()}
     evaluation, evaluation_s = measure(plan, seed, models, runtime)
     sweep(folder)
     save_tensors(folder / TENSORS, evaluation)
+    wall_s = {name: result.wall_s for name, result in results.items()} | {"evaluate": evaluation_s}
+    peaks = {name: result.peak_device_bytes for name, result in results.items()}
     record = {
         "experiment": plan.experiment,
         "seed": seed,
         "config": plan.config.model_dump(mode="json"),
         "config_hash": digest(plan.config),
         "departures": [str(change) for change in plan.departures],
-        **fixed,
         **info,
         "versions": versions(),
-        "wall_s": {name: round(result.wall_s, 2) for name, result in results.items()}
-        | {"evaluate": round(evaluation_s, 2)},
+        "wall_s": {name: round(seconds, 2) for name, seconds in wall_s.items()},
         "prepare_s": {name: round(result.prepare_s, 2) for name, result in results.items()},
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
         "peak_host_mib": round(peak_host_bytes() / 2**20, 1),
-        "peak_device_mib": {
-            name: round(result.peak_device_bytes / 2**20, 1) for name, result in results.items()
-        },
+        "peak_device_mib": {name: round(peak / 2**20, 1) for name, peak in peaks.items()},
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
         "curves": {name: _rounded(result.curves) for name, result in results.items()},
     }
@@ -223,30 +197,6 @@ def _evaluate(
 def _rounded(curves: Mapping[str, Curve]) -> dict[str, Curve]:
     """Six digits: a record is for readers."""
     return {name: [(step, float(f"{value:.6g}")) for step, value in curve] for name, curve in curves.items()}
-
-
-def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the record says of the specification. Keeps its text in the folder.
-
-    Without a gate nobody has read it yet: the text is all that the claims can be held against later, and that
-    the method was still a stand-in must be said here.
-    """
-    if gate is None:
-        fixed = (
-            {"method_placeholder": plan.project.method.placeholder} if plan.project.method.placeholder else {}
-        )
-    else:
-        fixed = dict(gate)
-    try:
-        text = plan.project.spec.read_bytes()
-    except FileNotFoundError:
-        return fixed
-    except OSError as error:
-        raise BadInput(
-            f"{plan.project.spec}: cannot be read ({error.strerror}), expected a file or none"
-        ) from None
-    _write_bytes(folder / SPEC, text)
-    return fixed | {"spec_sha256": hashlib.sha256(text).hexdigest()}
 
 
 def measure(
@@ -263,17 +213,13 @@ def measure(
 def save_tensors(path: Path, evaluation: Evaluation) -> None:
     """Writes what figures are drawn from."""
     # Clones, because safetensors refuses tensors that share memory, as a path and its last point may.
+    whole = torch.contiguous_format
+    own = {name: tensor.clone(memory_format=whole) for name, tensor in evaluation.tensors.items()}
     with writing(path):
-        save_file(
-            {
-                name: tensor.clone(memory_format=torch.contiguous_format)
-                for name, tensor in evaluation.tensors.items()
-            },
-            path,
-        )
+        save_file(own, path)
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Replaces a record as a whole. One key a line: it stays readable in a diff although it holds curves of
     hundreds of points."""
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
@@ -290,20 +236,21 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
         own = _phase_folder(folder, number, phase)
         if not (own / FINISHED).exists():
             raise BadInput(f"{own}: found no {FINISHED}, expected phase {phase.name} to be finished")
-    results: dict[str, PhaseResult] = {}
-    for number, phase in enumerate(phases, start=1):
-        _train(plan, seed, folder, runtime, number, phase, results)
-    return results
+    return _trained(plan, seed, folder, runtime, phases)
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether a run was started in `folder`."""
-    return (folder / CONFIG).exists()
+# Before a run.
 
 
-def _check_machine(
-    folder: Path, phases: Sequence[Phase[Any]], runtime: Runtime, resume_phase: int | None
-) -> list[str]:
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        expected = f"expected a folder that can be made ({error.strerror})"
+        raise BadInput(f"--runs: found {folder}, {expected}") from None
+
+
+def _check_machine(folder: Path, phases: Phases, runtime: Runtime, resume_phase: int | None) -> list[str]:
     """What the phases that are still to run say about this machine. Raises BadInput for what it does not
     have."""
     messages = []
@@ -313,23 +260,55 @@ def _check_machine(
         if starts_over or not (own / FINISHED).exists():
             check_precision(phase.precision, phase.name, runtime.device)
             messages += [f"{number} {phase.name}: {line}" for line in phase.check(own)]
+            needed, there = sum(phase.storage().values()), rounds.room(own)
+            if needed > there:
+                found = f"found {rounds.gib(needed)} of data of its rounds"
+                expected = f"expected at most {rounds.DISK_SHARE:.0%} of the free disk, {rounds.gib(there)}"
+                raise BadInput(f"{own}: {found}, {expected}")
     return messages
 
 
-def make_folder(folder: Path) -> None:
+def _check_folder(plan: Plan, folder: Path, phases: Phases, resume: bool, resume_phase: int | None) -> None:
+    if resume_phase is not None:
+        if not 1 <= resume_phase <= len(phases):
+            names = ", ".join(f"{number} {phase.name}" for number, phase in enumerate(phases, start=1))
+            raise BadInput(f"--resume-phase: found {resume_phase}, expected one of: {names}")
+        for number, phase in enumerate(phases[: resume_phase - 1], start=1):
+            needed = _phase_folder(folder, number, phase) / FINISHED
+            if not needed.exists():
+                expected = f"expected phase {number} ({phase.name}) to be finished"
+                raise BadInput(f"--resume-phase {resume_phase}: found no {needed}, {expected}")
+    if not holds_run(folder):
+        return
+    if not resume and resume_phase is None:
+        ways = "continue it with --resume or choose another folder with --runs"
+        raise BadInput(f"{folder}: found a run, expected none; {ways}")
+    before, _ = load(plan.project.config_class(plan.experiment), folder / CONFIG)
+    if changed := differences(shaping(before), shaping(plan.config)):
+        advice = "as configured now; repeat the options of the run, or choose another folder with --runs"
+        found = [f"{one.key}: found {one.before!r}, expected {one.after!r} {advice}" for one in changed]
+        raise BadInput(*(f"{folder / CONFIG}: {one}" for one in found))
+
+
+def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the record says of the specification. Keeps its text in the folder.
+
+    Without a gate nobody has read it yet: the text is all that the claims can be held against later, and that
+    the method was still a stand-in must be said here.
+    """
+    placeholder, spec = plan.project.method.placeholder, plan.project.spec
+    fixed = dict(gate) if gate is not None else {"method_placeholder": placeholder} if placeholder else {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        text = spec.read_bytes()
+    except FileNotFoundError:
+        return fixed
     except OSError as error:
-        raise BadInput(
-            f"--runs: found {folder}, expected a folder that can be made ({error.strerror})"
-        ) from None
+        raise BadInput(f"{spec}: cannot be read ({error.strerror}), expected a file or none") from None
+    _write_bytes(folder / SPEC, text)
+    return fixed | {"spec_sha256": hashlib.sha256(text).hexdigest()}
 
 
-def _identity(plan: Plan, seed: int) -> dict[str, Any]:
-    return {"seed": seed, "config": shaping(plan.config)}
-
-
-def _where(folder: Path, phases: Sequence[Phase[Any]]) -> str:
+def _where(folder: Path, phases: Phases) -> str:
     """At which phase a run goes on, in words."""
     for number, phase in enumerate(phases, start=1):
         own = _phase_folder(folder, number, phase)
@@ -344,48 +323,13 @@ def _phase_folder(folder: Path, number: int, phase: Phase[Any]) -> Path:
     return folder / f"{number}-{phase.name}"
 
 
-def _check_folder(
-    plan: Plan, folder: Path, phases: Sequence[Phase[Any]], resume: bool, resume_phase: int | None
-) -> None:
-    if resume_phase is not None:
-        if not 1 <= resume_phase <= len(phases):
-            names = ", ".join(f"{number} {phase.name}" for number, phase in enumerate(phases, start=1))
-            raise BadInput(f"--resume-phase: found {resume_phase}, expected one of: {names}")
-        for number, phase in enumerate(phases[: resume_phase - 1], start=1):
-            needed = _phase_folder(folder, number, phase) / FINISHED
-            if not needed.exists():
-                raise BadInput(
-                    f"--resume-phase {resume_phase}: found no {needed}, expected phase {number} "
-                    f"({phase.name}) to be finished"
-                )
-    if not holds_run(folder):
-        return
-    if not resume and resume_phase is None:
-        raise BadInput(
-            f"{folder}: found a run, expected none; continue it with --resume or choose another folder with "
-            "--runs"
-        )
-    before, _ = load(plan.project.config_class(plan.experiment), folder / CONFIG)
-    changed = differences(shaping(before), shaping(plan.config))
-    if changed:
-        raise BadInput(
-            *(
-                f"{folder / CONFIG}: {change.key}: found {change.before!r}, expected {change.after!r} as "
-                "configured now; repeat the options of the run, or choose another folder with --runs"
-                for change in changed
-            )
-        )
-
-
-def _set_aside(folder: Path, phases: Sequence[Phase[Any]], first: int) -> None:
+def _set_aside(folder: Path, phases: Phases, first: int) -> None:
     """Moves what phase `first` and the later ones left behind out of the way. Nothing is deleted."""
-    archive = next_archive(folder)
-    old = [
-        _phase_folder(folder, index, phase) for index, phase in enumerate(phases, start=1) if index >= first
-    ]
+    later = list(enumerate(phases, start=1))[first - 1 :]
     # The record goes first: as long as it is there, --resume takes the run for finished.
-    old = [path for path in [folder / RECORD, folder / TENSORS, *old] if path.exists()]
-    if old:
+    old = [folder / RECORD, folder / TENSORS, *(_phase_folder(folder, *one) for one in later)]
+    if old := [path for path in old if path.exists()]:
+        archive = next_archive(folder)
         archive.mkdir()
         for path in old:
             path.rename(archive / path.name)
@@ -430,10 +374,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadInput(
-                f"{folder}: found another process at work on this run, expected none; wait until it has "
-                "ended, or stop it"
-            ) from None
+            found = "found another process at work on this run, expected none"
+            raise BadInput(f"{folder}: {found}; wait until it has ended, or stop it") from None
         except OSError:
             pass
         yield

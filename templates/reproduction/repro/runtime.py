@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,32 +27,21 @@ from tqdm import tqdm
 
 from repro.errors import BadInput, RunFailed
 
-PoolStorage = Literal["auto", "memory", "disk"]
 Determinism = Literal["strict", "warn"]
 
 LONGEST_WAIT = timedelta(days=7)
 """Of a process for the others, who may be evaluating or building a pool. One that has ended is noticed at
 once."""
 
-PROC = Path("/proc")
-CGROUPS = {
-    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-    "memory": (
-        Path("/sys/fs/cgroup/memory"),
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-}
-"""Limit, use and reclaimable file cache of a control group's memory, by the controller's name in versions 2
-and 1."""
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run: rank 0 .. size - 1. One process alone is rank 0 of 1."""
+    """This process among those of the run: rank 0 .. size - 1. One process alone is rank 0 of 1.
+
+    What asks the others raises RunFailed when one of them has ended.
+    """
 
     rank: int = 0
     size: int = 1
@@ -76,10 +64,8 @@ class World:
     def require_shares(self, rows: int, name: str) -> None:
         """Raises BadInput when a minibatch of the phase `name` cannot be shared out equally."""
         if rows % self.size:
-            raise BadInput(
-                f"phases.{name}.batch_size: found a minibatch of {rows}, expected a multiple of the "
-                f"{self.size} processes"
-            )
+            expected = f"expected a multiple of the {self.size} processes"
+            raise BadInput(f"phases.{name}.batch_size: found a minibatch of {rows}, {expected}")
 
     def share_of(self, batch: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         """This process' rows of a minibatch. Raises BadInput when they cannot be shared out equally.
@@ -94,10 +80,7 @@ class World:
 
     def sum_gradients(self, weights: list[Tensor]) -> None:
         """Puts the sum of all processes' gradients in the place of each. One that only some have counts as
-        zero elsewhere.
-
-        Raises RunFailed when a process has ended.
-        """
+        zero elsewhere."""
         if self.size == 1:
             return
         there = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.float64)
@@ -112,18 +95,21 @@ class World:
             for gradient, part in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def barrier(self) -> None:
-        """Waits for all processes."""
-        if self.size > 1:
-            self.mean(0.0)  # unlike dist.barrier it needs no device
-
-    def mean(self, value: float) -> float:
-        """The mean of a number over the processes. Raises RunFailed when one of them has ended."""
+    def total(self, value: float) -> float:
+        """The sum of a number over the processes."""
         if self.size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64)
         self._sum(total)
-        return float(total) / self.size
+        return float(total)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds in one of the processes. All of them get the same answer at the same step."""
+        return self.total(float(flag)) > 0
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        self.total(0.0)  # unlike dist.barrier it needs no device
 
     def _sum(self, tensor: Tensor) -> None:
         try:
@@ -132,35 +118,28 @@ class World:
             why = " ".join(str(error).split())
             raise RunFailed(f"process {self.rank} of {self.size}: another one ended ({why})") from None
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in one of the processes. All of them get the same answer at the same step."""
-        return flag if self.size == 1 else self.mean(float(flag)) > 0
-
 
 @contextmanager
 def world_of_this_process() -> Iterator[World]:
     """The world that torchrun describes in the environment; without it this process is alone.
 
-    Raises BadInput for processes on more than one machine, since a pool is shared by way of a local file, and
-    for an environment that torchrun did not make.
+    Raises BadInput for processes on more than one machine, since the data of rounds are shared by way of
+    local files, and for an environment that torchrun did not make.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
         return
     if (local := int(os.environ.get("LOCAL_WORLD_SIZE", size))) != size:
-        raise BadInput(
-            f"WORLD_SIZE: found {size} processes, {local} of them here, expected all on one machine"
-        )
-    # Both at once: gradients of a GPU go by NCCL, and numbers that decide what to do next by gloo, without a
-    # device.
+        here = f"{local} of them here, expected all on one machine"
+        raise BadInput(f"WORLD_SIZE: found {size} processes, {here}")
+    # Gradients of a GPU go by NCCL, and numbers that decide what to do next by gloo, without a device.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=LONGEST_WAIT)
     except ValueError as error:
-        raise BadInput(
-            f"WORLD_SIZE: found {size} processes, expected them started by torchrun ({error})"
-        ) from None
+        expected = f"expected them started by torchrun ({error})"
+        raise BadInput(f"WORLD_SIZE: found {size} processes, {expected}") from None
     try:
         yield World(dist.get_rank(), size)
     finally:
@@ -169,7 +148,7 @@ def world_of_this_process() -> Iterator[World]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, folder of data sets, where pools are kept, and this process among the others.
+    """Device, folder of data sets, and this process among the others.
 
     `stand_in_data`: a method reads no data set and takes a few random examples of the same shape, range and
     type in its place. `repro preflight` sets it where data is not to be had; no run ever does. `determinism`:
@@ -178,7 +157,6 @@ class Runtime:
 
     device: torch.device
     data_root: Path = Path("data")
-    pool_storage: PoolStorage = "auto"
     world: World = field(default_factory=World)
     stand_in_data: bool = False
     determinism: Determinism = "strict"
@@ -218,9 +196,8 @@ def find_device(name: str, world: World) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and world.size > 1:
         if name != "cuda":
-            raise BadInput(
-                f"--device: found '{name}', expected cuda, auto or cpu with {world.size} processes"
-            )
+            expected = f"expected cuda, auto or cpu with {world.size} processes"
+            raise BadInput(f"--device: found '{name}', {expected}")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     count = torch.cuda.device_count()
     devices = ["cpu", *(f"cuda:{index}" for index in range(count))]
@@ -253,27 +230,21 @@ def check_precision(precision: str, phase: str, device: torch.device) -> None:
         with torch.cuda.device(device):
             supported = torch.cuda.is_bf16_supported(including_emulation=False)
         if not supported:
-            raise BadInput(
-                f"phases.{phase}.precision: found bf16, expected float32 or fp16 on "
-                f"{torch.cuda.get_device_name(device)}"
-            )
+            expected = f"expected float32 or fp16 on {torch.cuda.get_device_name(device)}"
+            raise BadInput(f"phases.{phase}.precision: found bf16, {expected}")
 
 
 def progress(
     steps: Iterable[T], label: str, total: int | None = None, initial: int = 0, shown: bool = True
 ) -> tqdm[T]:
-    """`steps` with a bar. `disable=None` makes tqdm silent when standard error is no terminal."""
-    silent = None if shown else True
-    return tqdm(
-        steps,
-        desc=label,
-        total=total,
-        initial=initial,
-        delay=2.0,
-        disable=silent,
-        leave=False,
-        dynamic_ncols=True,
-    )
+    """`steps` with a bar, where standard error is a terminal."""
+    look: dict[str, Any] = {
+        "delay": 2.0,
+        "leave": False,
+        "dynamic_ncols": True,
+        "disable": None if shown else True,
+    }
+    return tqdm(steps, desc=label, total=total, initial=initial, **look)
 
 
 def say(line: str) -> None:
@@ -286,9 +257,8 @@ def imported_versions() -> dict[str, str]:
     distributions = metadata.packages_distributions()
     names = {name for module in list(sys.modules) for name in distributions.get(module, ())}
     found = {name: metadata.version(name) for name in sorted(names)}
-    return found | {
-        "torch": str(torch.__version__)
-    }  # with its build, such as +cu130, which the metadata may leave out
+    # With its build, such as +cu130, which the metadata may leave out.
+    return found | {"torch": str(torch.__version__)}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -304,43 +274,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def available_host_bytes() -> int:
-    """Memory that this process can still take: what the system calls available, or less within a container's
-    or a batch job's limit."""
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    if found := re.search(r"^MemAvailable:\s+(\d+) kB", _read(PROC / "meminfo") or "", re.MULTILINE):
-        free.append(int(found[1]) * 1024)
-    lines = (line.split(":", 2) for line in (_read(PROC / "self" / "cgroup") or "").splitlines())
-    groups = {name: path for _, names, path in lines for name in names.split(",")}
-    for name, (root, limit, used, cache) in CGROUPS.items():
-        # A limit holds for all groups below. A container sees its own group as the root, whatever it is
-        # called outside.
-        group = root / groups.get(name, "/").removeprefix("/")
-        for folder in (group, *group.parents):
-            allowed, taken, statistics = (_read(folder / file) for file in (limit, used, "memory.stat"))
-            if allowed and taken and allowed.strip().isdecimal():
-                reclaimable = re.search(rf"^{cache} (\d+)", statistics or "", re.MULTILINE)
-                free.append(max(0, int(allowed) - int(taken) + int(reclaimable[1] if reclaimable else 0)))
-    return min(free)
-
-
 def peak_host_bytes() -> int:
     """The largest resident set of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None
-
-
 def _processor() -> str:
-    lines = (_read(Path("/proc/cpuinfo")) or "").splitlines()
-    if not lines:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
         return platform.processor() or platform.machine()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.machine())

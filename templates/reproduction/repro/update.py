@@ -1,21 +1,24 @@
 """What a step is done with: parts of the minibatch, gradients, optimisers, draws, numbers for the log.
 
 A step takes its losses backward with `backward`, and `step` moves an optimiser by what has come together. So
-several losses, several optimisers and several backward passes are written down in the paper's order. The
-gradient of an optimiser's weights is averaged over processes when it steps, and cleared after it.
+several losses, optimisers and backward passes are written down in the paper's order. The gradient of an
+optimiser's weights is summed over processes when it steps, and cleared after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from repro import rounds
 from repro.errors import RunFailed
 from repro.phases import Batch, Phase
 from repro.randomness import generator
+from repro.rounds import Dtypes, Rows, Shapes
 from repro.runtime import Runtime
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,6 +45,8 @@ class Update:
         self._backwards = 0
         self._stepped: dict[int, int] = {}
         self._shared: tuple[Batch, dict[str, Tensor]] | None = None
+        self._folder: Path | None = None
+        self._room: Rows | None = None
 
     # For the method.
 
@@ -59,9 +64,8 @@ class Update:
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass in the phase's precision."""
-        return torch.autocast(
-            self._runtime.device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32
-        )
+        half = self._dtype is not torch.float32
+        return torch.autocast(self._runtime.device.type, dtype=self._dtype, enabled=half)
 
     def generator(self, *names: str | int) -> torch.Generator:
         """A generator on the CPU for draws within this step, or this `collect`: a function of (seed, phase,
@@ -84,9 +88,8 @@ class Update:
         """
         if loss.numel() != 1 or not loss.requires_grad:
             what = f"of shape {tuple(loss.shape)}" if loss.requires_grad else "that does not require grad"
-            raise self._refusal(
-                f"update.backward: found a loss {what}, expected a number that depends on weights"
-            )
+            expected = "expected a number that depends on weights"
+            raise self._refusal(f"update.backward: found a loss {what}, {expected}")
         if self._complete:
             self._update_scale()
             self._loss, self._complete = None, False
@@ -107,30 +110,26 @@ class Update:
         gradient: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """One step of an optimiser with the gradient of its weights, which is cleared then. Returns the loss
-        of the whole minibatch.
+        of the whole minibatch: the sum of what went backward since a step before it, detached.
 
-        That is the sum of what went backward since a step before it, a detached number. `clip` is the largest
-        norm of the gradient over all weights of this optimiser. `closure` calls `backward`, once for each
-        part, and is called as often as the optimiser asks (L-BFGS). `gradient` is one that `gradient` gave,
-        changed or not, in the order of the optimiser's weights.
+        `clip` is the largest norm of the gradient over all weights of this optimiser. `closure` calls
+        `backward`, once for each part, and is called as often as the optimiser asks (L-BFGS). `gradient` is
+        one that `gradient` gave, changed or not, in the order of the optimiser's weights.
         """
         weights = _weights_of(optimiser)
         if self.scaler.is_enabled() and (closure is not None or gradient is not None):
-            raise self._refusal(
-                "update.step: found closure= or gradient= with fp16, expected bf16 or float32 for them"
-            )
+            expected = "expected bf16 or float32 for them"
+            raise self._refusal(f"update.step: found closure= or gradient= with fp16, {expected}")
         if closure is not None:
             return self._step_with(optimiser, weights, closure, clip)
         if gradient is not None:
             for weight, own in zip(weights, gradient, strict=True):
                 weight.grad = own
         elif self._stepped.get(id(optimiser), 0) == self._backwards:
-            name = type(optimiser).__name__
-            raise self._refusal(
-                f"update.step: found no backward since the last step of this {name}, expected one before it"
-            )
+            found = f"found no backward since the last step of this {type(optimiser).__name__}"
+            raise self._refusal(f"update.step: {found}, expected one before it")
         else:
-            self._sum_over_processes(weights)
+            self._runtime.world.sum_gradients(weights)
         self._stepped[id(optimiser)] = self._backwards
         if not self.scaler.is_enabled():
             if clip is not None:
@@ -152,7 +151,7 @@ class Update:
         if self.scaler.is_enabled():
             raise self._refusal("update.gradient: found fp16, expected bf16 or float32")
         tensors = list(_tensors(weights))
-        self._sum_over_processes(tensors)
+        self._runtime.world.sum_gradients(tensors)
         found = [tensor.grad for tensor in tensors]
         _clear(tensors)
         self._complete = True
@@ -165,12 +164,31 @@ class Update:
         """
         self.logged[name] = self.step_number + 1, value.detach() if isinstance(value, Tensor) else value
 
+    def room(self, count: int, shapes: Shapes, dtypes: Dtypes = torch.float32) -> Rows:
+        """For `collect`: columns of `count` rows, to be filled in place and returned.
+
+        They lie in files of the run's folder, so that they may be larger than the memory. All processes see
+        the same ones.
+        """
+        if self._folder is None:
+            self._room = Rows(count, shapes, dtypes)
+            return self._room
+        world = self._runtime.world
+        if world.first:
+            self._room = rounds.allocate(self._folder, count, shapes, dtypes)
+        world.barrier()
+        if not world.first:
+            self._room = rounds.mapped(self._folder / rounds.PARTIAL, filled=False)
+        assert self._room is not None
+        return self._room
+
     # For the loop.
 
-    def begin(self, step: int) -> None:
-        """Before a step or a `collect`."""
+    def begin(self, step: int, folder: Path | None = None) -> None:
+        """Before a step or a `collect`, the data of which lie in `folder`, or in memory."""
         self.step_number, self._complete = step, True
         self._backwards, self._stepped = 0, {}
+        self._folder, self._room = folder, None
 
     def end(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """After a step. Raises RunFailed when a gradient is left on one of the named weights: no state holds
@@ -185,12 +203,19 @@ class Update:
                 "update.gradient"
             )
 
+    def sealed(self, rows: Batch) -> str | None:
+        """The name on the disk of what `collect` returned, where it filled `room`."""
+        if self._room is None or self._folder is None:
+            return None
+        if rows is not self._room:
+            raise self._refusal("collect: found other columns than update.room gave, expected those")
+        self._runtime.world.barrier()
+        return rounds.seal(self._folder) if self._runtime.world.first else None
+
     def numbers(self) -> dict[str, tuple[int, float]]:
         """What is logged, as numbers of the whole minibatch; the processes' shares of a loss add up to it."""
-        world = self._runtime.world
-        return {
-            name: (step, world.mean(float(value)) * world.size) for name, (step, value) in self.logged.items()
-        }
+        total = self._runtime.world.total
+        return {name: (step, total(float(value))) for name, (step, value) in self.logged.items()}
 
     def _step_with(
         self,
@@ -204,11 +229,10 @@ class Update:
             before = self._backwards
             closure()
             if self._backwards == before or self._loss is None:
-                raise self._refusal(
-                    "update.step: found a closure without backward, expected update.backward in it"
-                )
+                expected = "expected update.backward in it"
+                raise self._refusal(f"update.step: found a closure without backward, {expected}")
             self._complete = True
-            self._sum_over_processes(weights)
+            self._runtime.world.sum_gradients(weights)
             if clip is not None:
                 nn.utils.clip_grad_norm_(weights, clip)
             return self._loss
@@ -216,9 +240,6 @@ class Update:
         first = optimiser.step(whole)  # type: ignore[arg-type]
         _clear(weights)
         return torch.as_tensor(first).detach()
-
-    def _sum_over_processes(self, weights: list[Tensor]) -> None:
-        self._runtime.world.sum_gradients(weights)
 
     def _update_scale(self) -> None:
         """After the last step with the scale that a loss was taken backward with."""
