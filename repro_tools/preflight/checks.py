@@ -65,7 +65,9 @@ CHECKS = {
         "give the optimiser every parameter, and a learning rate that is felt",
     ),
     "checkpoint": Check(
-        "phase", "its state can be written and read", "keep only tensors and plain values in the state of the optimiser"
+        "phase",
+        "its state can be written and read, and goes on as if it were not",
+        "keep only tensors and plain values in a state_dict, and change nothing in it",
     ),
     "boundary": Check(
         "phase",
@@ -74,8 +76,8 @@ CHECKS = {
     ),
     "resume": Check(
         "phase",
-        "killed after a step and resumed, it ends in the same bits",
-        "what changes from step to step belongs in the model's buffers, or must be a function of the step",
+        "killed after a step and resumed, its whole state ends in the same bits",
+        "what changes from step to step belongs in the state and in its state_dict, or must be a function of the step",
     ),
     "evaluation": Check("experiment", "it runs, and what it gives can be kept", "see the line"),
     "eval mode": Check(

@@ -1,11 +1,11 @@
 """A trial run of every phase: two steps, killed and resumed, looked at from all sides (`repro preflight`).
 
-The phases go through the engine's own `run_phase`, with an Update that looks on. Their methods are replaced on the object, never on
-the class.
+Each goes through the engine's own `Loop`, step by step as in a run, with an Update that looks on.
 """
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from repro import checkpoint
 from repro import state as states
-from repro.config import Pace
-from repro.loop import RUNNING, PhaseResult, run_phase
+from repro.loop import FINISHED, RUNNING, Curve, Loop, MakeUpdate, load_networks
 from repro.phases import Networks, Phase, SingleLossPhase, SingleLossState
-from repro.randomness import Draw, seed_global_generators
+from repro.randomness import seed_global_generators
 from repro.runtime import Runtime, arithmetic, deterministic
 from repro.update import Update
 from repro_tools.failure import describe
 from repro_tools.minibatch import draw, first_round
 from repro_tools.own_loop import has_own_loop
 from repro_tools.preflight.checks import Findings
+from repro_tools.preflight.whole import Whole, first_difference, leaves, whole, with_rows
 from repro_tools.table import listed
 
 STEPS = 2
@@ -60,14 +61,18 @@ def try_phases(trial: Trial, findings: Findings) -> tuple[dict[str, Networks], d
     signatures: dict[str, Signature] = {}
     with deterministic(trial.runtime.device), arithmetic("float32"):
         for index, phase in enumerate(trial.phases()):
-            model = _train(trial, index, phase, models, findings)
+            folder = trial.folder / f"{index + 1}-{phase.name}"
+            trained = _train(trial, phase, folder, models, findings)
+            if trained is not None:
+                _interrupt(trial, index, folder, models, trained.whole, findings)
+            shutil.rmtree(folder, ignore_errors=True)
             try:
                 signatures[phase.name] = _look_at_minibatches(trial, index, models, findings)
             except Exception as error:
-                if model is not None:  # otherwise the reason is already there
+                if trained is not None:  # otherwise the reason is already there
                     findings.failed("minibatch", describe(error), phase.name)
                 findings.leave_out_all(OF_MINIBATCH, "no minibatch can be drawn", phase.name)
-            models[phase.name] = model if model is not None else _untrained(trial, index, models)
+            models[phase.name] = _untrained(trial, index, models) if trained is None else trained.networks
     return models, signatures
 
 
@@ -182,11 +187,10 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 @dataclass
 class _Seen:
-    """What was seen of a phase while it trained: its first state, and the networks' tensors at the beginning and after a step."""
+    """What was seen of a phase while it trained: its state, and the networks' weights at the beginning."""
 
     state: Any = None
     initial: dict[str, Tensor] = field(default_factory=dict)
-    after_first: dict[str, Tensor] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     pushed: set[str] = field(default_factory=set)
     """Weights that an optimiser stepped with a gradient, and with one that is not zero."""
@@ -194,13 +198,6 @@ class _Seen:
     @property
     def weights(self) -> dict[str, Tensor]:
         return dict(self.state.model.named_parameters())
-
-    @property
-    def networks(self) -> dict[str, Tensor]:
-        """Every tensor of every network of the state."""
-        networks = states.modules(self.state).items()
-        named = ((f"{name}.{key}", tensor) for name, one in networks for key, tensor in one.state_dict().items())
-        return {name.removeprefix("state."): tensor for name, tensor in named}
 
     def look_at_gradients(self) -> None:
         for name, weight in self.weights.items():
@@ -221,79 +218,101 @@ class _Watching(Update):
         return super().step(optimiser, **named)
 
 
-class _Killed(BaseException):
-    """Ends a phase as a kill does."""
+def _weights_now(state: Any) -> dict[str, Tensor]:
+    """Copies of every weight that has a shape by now."""
+    weights = {name: weight for name, weight in states.parameters(state).items() if not is_lazy(weight)}
+    return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
 
-def _watch(phase: Phase) -> _Seen:
-    """Looks on while `phase` trains."""
-    seen, setup, minibatch = _Seen(), phase.setup, phase.minibatch
-
-    def watched_setup(earlier: Mapping[str, Networks]) -> Any:
-        state = setup(earlier)
-        if seen.state is None:
-            seen.state, seen.initial = state, _copy(states.parameters(state))
-        return state
-
-    def watched_minibatch(step: int, draw: Draw) -> Mapping[str, Tensor]:
-        if step == 1:
-            seen.after_first = _copy(seen.networks)
-        return minibatch(step, draw)
-
-    object.__setattr__(phase, "setup", watched_setup)
-    object.__setattr__(phase, "minibatch", watched_minibatch)
-    return seen
+def _begun(
+    trial: Trial,
+    phase: Phase,
+    folder: Path,
+    models: Mapping[str, Networks],
+    before: Mapping[str, Any] | None = None,
+    make_update: MakeUpdate = Update,
+) -> Loop:
+    """The phase before its first step, or where a snapshot left it; `folder` is that of a run's phase."""
+    loop = Loop(phase, seed=trial.seed, runtime=trial.runtime, earlier=models, folder=folder, make_update=make_update)
+    if before is not None:
+        loop.restore(before)
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    loop.prepare(scratch)
+    return loop
 
 
-def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+def _step(loop: Loop) -> None:
+    """The step that is next, logged as a run logs it."""
+    with arithmetic(loop.phase.precision):
+        loop.collect_if_due()
+        loop.one_step(loop.next_batch())
+        numbers = loop.numbers()
+        loop.require_scale()
+        loop.write_curves(numbers)
+        loop.watch()
 
 
-def _run(
-    trial: Trial, phase: Phase, folder: Path, models: Mapping[str, Networks], saves: bool, seen: _Seen | None = None
-) -> PhaseResult:
+def _finished(loop: Loop, path: Path) -> None:
+    """Writes what the phase hands on, as a run does it."""
+    states.require_finite(loop.state, loop.phase.name, loop.step)
+    networks = {name: dict(one.state_dict()) for name, one in loop.phase.networks(loop.state).items()}
+    checkpoint.save(path, {"networks": networks})
+
+
+def _handed_on(trial: Trial, phase: Phase, models: Mapping[str, Networks], path: Path) -> Networks:
+    """What a later phase reads of it."""
+    networks = Networks(dict(phase.rebuilt(models)))
+    load_networks(networks, checkpoint.load(path))
+    return networks.to(trial.runtime.device).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What is left of a phase that was trained in one go."""
+
+    networks: Networks
+    whole: Whole
+
+
+def _train(
+    trial: Trial, phase: Phase, folder: Path, models: dict[str, Networks], findings: Findings
+) -> _Trained | None:
+    """Rows of a phase that is trained in one go, and what is left of it; None where that failed."""
+    seen = _Seen()
+
     def watching(*arguments: Any) -> Update:
         update = _Watching(*arguments)
-        update.seen = seen or _Seen()
+        update.seen = seen
         return update
 
-    return run_phase(
-        phase,
-        folder=folder,
-        identity={"preflight": phase.name},
-        seed=trial.seed,
-        runtime=trial.runtime,
-        pace=Pace(log_every=1, checkpoint_every=1 if saves else STEPS),
-        earlier=models,
-        make_update=watching,
-    )
-
-
-def _train(trial: Trial, index: int, phase: Phase, models: dict[str, Networks], findings: Findings) -> Networks | None:
-    """Rows of a phase that is trained without and with interruption. Returns its networks, None where that failed."""
-    seen, folder = _watch(phase), trial.folder / f"{index + 1}-{phase.name}"
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            result = _run(trial, phase, folder / "whole", models, saves=False, seen=seen)
+            loop = _begun(trial, phase, folder / "whole", models, make_update=watching)
+            seen.state, seen.initial = loop.state, _weights_now(loop.state)
+            while loop.step < phase.steps:
+                _step(loop)
+            _finished(loop, folder / "whole" / FINISHED)
+            networks = _handed_on(trial, phase, models, folder / "whole" / FINISHED)
+            curves, trained = loop.curves, _Trained(networks, whole(loop))
     except Exception as error:
         check = "checkpoint" if _while_saving(error) else "training"
         findings.failed(check, describe(error), phase.name)
         findings.leave_out_all(OF_TRAINING, "it does not train", phase.name)
-        phase.release()
         return None
-    findings.judge("training", _fault_of_training(result, warned), _losses(result), phase.name)
+    finally:
+        phase.release()
+    findings.judge("training", _fault_of_training(curves, networks, warned), _losses(curves), phase.name)
     if not isinstance(phase, SingleLossPhase):
         findings.not_measured_all(("gradients", "updates"), OWN_LOOP, phase.name)
-        _interrupt(trial, index, folder / "interrupted", models, seen, result, findings)
-        return result.networks
+        return trained
     findings.judge("gradients", _fault_of_gradients(seen), f"{len(seen.reached)} parameters", phase.name)
     if phase.precision == "fp16" and not _moved(seen):
         findings.left_out("updates", "fp16: the loss scaler may pass over the first steps", phase.name)
     else:
         findings.judge("updates", _fault_of_updates(seen), phase=phase.name)
-    _interrupt(trial, index, folder / "interrupted", models, seen, result, findings)
-    return result.networks
+    return trained
 
 
 def _untrained(trial: Trial, index: int, models: Mapping[str, Networks]) -> Networks:
@@ -303,23 +322,31 @@ def _untrained(trial: Trial, index: int, models: Mapping[str, Networks]) -> Netw
 
 
 def _while_saving(error: BaseException) -> bool:
+    """Whether it was raised where a state is looked through, written or read."""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == checkpoint.__file__:
+        code = trace.tb_frame.f_code
+        if code is Loop.snapshot.__code__ or code.co_filename == checkpoint.__file__:
             return True
         trace = trace.tb_next
     return False
 
 
-def _losses(result: PhaseResult) -> str:
-    curves = (f"{name} " + " -> ".join(f"{value:.3g}" for _, value in curve) for name, curve in result.curves.items())
-    return ", ".join(curves)
+def _losses(curves: Mapping[str, Curve]) -> str:
+    told = (f"{name} " + " -> ".join(f"{value:.3g}" for _, value in curve) for name, curve in curves.items())
+    return ", ".join(told)
 
 
-def _fault_of_training(result: PhaseResult, warned: Sequence[warnings.WarningMessage]) -> str | None:
-    if "loss" in result.curves and len(result.curves["loss"]) != STEPS:
-        return f"found {len(result.curves['loss'])} steps, expected {STEPS}"
-    if broken := [name for name, tensor in result.networks.state_dict().items() if not _finite(tensor)]:
+def _fault_of_training(
+    curves: Mapping[str, Curve], networks: Networks, warned: Sequence[warnings.WarningMessage]
+) -> str | None:
+    if "loss" in curves and len(curves["loss"]) != STEPS:
+        return f"found {len(curves['loss'])} steps, expected {STEPS}"
+    weights = dict(networks.named_parameters())
+    # A buffer may hold infinities, as a mask does.
+    broken = [name for name, weight in weights.items() if not _finite(weight)]
+    broken += [name for name, buffer in networks.named_buffers() if buffer.isnan().any()]
+    if broken:
         return f"found values that are not finite in {listed(broken)} after {STEPS} steps"
     for warning in warned:
         if "target size" in str(warning.message):  # (n,) against (n, 1): the loss broadcasts, and trains to the mean
@@ -341,8 +368,12 @@ def _fault_of_gradients(seen: _Seen) -> str | None:
 
 
 def _moved(seen: _Seen) -> set[str]:
-    initial = {name: seen.initial[f"state.model.{name}"] for name in seen.weights}
-    return {name for name, now in seen.weights.items() if not torch.equal(initial[name], now.detach().cpu())}
+    found = set()
+    for name, now in seen.weights.items():
+        initial = seen.initial.get(f"state.model.{name}")  # None for one that had no shape yet
+        if initial is None or not torch.equal(initial, now.detach().cpu()):
+            found.add(name)
+    return found
 
 
 def _fault_of_updates(seen: _Seen) -> str | None:
@@ -358,67 +389,53 @@ def _fault_of_updates(seen: _Seen) -> str | None:
 
 
 def _interrupt(
-    trial: Trial,
-    index: int,
-    folder: Path,
-    models: dict[str, Networks],
-    seen: _Seen,
-    whole: PhaseResult,
-    findings: Findings,
+    trial: Trial, index: int, folder: Path, models: dict[str, Networks], in_one_go: Whole, findings: Findings
 ) -> None:
-    """Begins the phase anew with new objects, as a process would behind a kill at its boundary; kills it after a step, resumes it."""
-    name, check = trial.phases()[index].name, "boundary"
+    """Begins the phase anew with new objects, as a process would behind a kill at its boundary; saves it after a step, and goes on
+    from there both in memory and, again with new objects, from what was saved."""
+    name, check, saved = trial.phases()[index].name, "boundary", folder / RUNNING
     try:
-        phase = trial.phases()[index]
-        minibatch = phase.minibatch
-
-        def killed_minibatch(step: int, draw: Draw) -> Mapping[str, Tensor]:
-            if step == 1:
-                raise _Killed
-            return minibatch(step, draw)
-
-        object.__setattr__(phase, "minibatch", killed_minibatch)
-        try:
-            _run(trial, phase, folder, models, saves=True)
-        except _Killed:
-            phase.release()
-        state = checkpoint.load(folder / RUNNING)
-        size = (folder / RUNNING).stat().st_size
-        problem = _different("after its first step", seen.after_first, _networks_in(state))
+        loop = _begun(trial, trial.phases()[index], folder, models)
+        _step(loop)
+        snapshot = loop.snapshot()
+        checkpoint.save(saved, snapshot)
+        after_first = leaves(with_rows(loop, snapshot))
+        kept = _to_the_end(loop)
+        problem = first_difference(in_one_go, kept, "at the end")
+        if problem is not None and _is_shifted_by_saving(trial, index, folder, models, in_one_go):
+            findings.judge("checkpoint", first_difference(in_one_go, kept, "at the end after a save"), phase=name)
+            findings.leave_out_all(OF_TRAINING, "to save it shifts it", name)
+            return
         findings.judge("boundary", problem, phase=name)
-        check = "resume"
-        resumed = _run(trial, trial.phases()[index], folder, models, saves=True)
-        findings.passed("checkpoint", f"{size / 2**20:.1f} MiB", name)
+        before, check = checkpoint.load(saved), "resume"
+        findings.passed("checkpoint", f"{saved.stat().st_size / 2**20:.1f} MiB", name)
+        loop = _begun(trial, trial.phases()[index], folder, models, before)
+        put_back = leaves(with_rows(loop, loop.snapshot()))
+        resumed = _to_the_end(loop)
         if problem is not None:
             findings.left_out("resume", "it differs before it is killed", name)
             return
-        problem = _different("at the end", whole.networks.state_dict(), resumed.networks.state_dict())
-        if problem is None and resumed.curves != whole.curves:
-            problem = f"found the curves {resumed.curves}, expected {whole.curves} as without the kill"
+        problem = first_difference(kept, resumed, "at the end")
+        if problem is not None:  # what was put back otherwise is nearer to the cause
+            problem = first_difference(after_first, put_back, "when it was put back") or problem
         findings.judge("resume", problem, phase=name)
     except Exception as error:
         findings.failed("checkpoint" if _while_saving(error) else check, describe(error), name)
         findings.leave_out_all(OF_TRAINING, "see the failed row of this phase", name)
 
 
-def _networks_in(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Every tensor of every network in a saved state, named as `_Seen.networks` names them."""
-    found: dict[str, Tensor] = {}
-
-    def look(node: Any, name: str) -> None:
-        if isinstance(node, dict) and set(node) == {"state_dict", "resting", "frozen"}:
-            named = {f"{name}.{key}": tensor for key, tensor in node["state_dict"].items()}
-            found.update({key.removeprefix("state."): tensor for key, tensor in named.items()})
-        elif isinstance(node, dict | list | tuple):
-            for key, item in node.items() if isinstance(node, dict) else enumerate(node):
-                look(item, f"{name}.{key}")
-
-    look(state["state"], "state")
+def _to_the_end(loop: Loop) -> Whole:
+    """Takes the steps that are left. Drops what `prepare` built."""
+    while loop.step < loop.phase.steps:
+        _step(loop)
+    found = whole(loop)
+    loop.phase.release()
     return found
 
 
-def _different(when: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    expected, found = _copy(expected), _copy(found)
-    if changed := _differing(expected, found):
-        return f"found other bits {when} in {listed(changed)}"
-    return None
+def _is_shifted_by_saving(
+    trial: Trial, index: int, folder: Path, models: dict[str, Networks], in_one_go: Whole
+) -> bool:
+    """Of a phase that ended otherwise when it was begun anew and saved on its way: whether it does not when it is not saved."""
+    never_saved = _to_the_end(_begun(trial, trial.phases()[index], folder, models))
+    return first_difference(in_one_go, never_saved, "at the end") is None

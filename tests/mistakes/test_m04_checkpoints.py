@@ -328,7 +328,7 @@ def phase_not_started_over(monkeypatch):
 
 def everything_started_over(monkeypatch):
     real = run._set_aside
-    monkeypatch.setattr(run, "_set_aside", lambda folder, phases, first: real(folder, phases, 1))
+    monkeypatch.setattr(run, "_set_aside", lambda one, first: real(one, 1))
 
 
 def saved_once_more(monkeypatch):

@@ -136,7 +136,7 @@ def a_gradient_in_each_layer_at_the_first_step(monkeypatch):
     real = trial._Seen.look_at_gradients
 
     def look_at_gradients(self):
-        if not self.after_first:
+        if not self.reached:
             real(self)
 
     def fault(seen):

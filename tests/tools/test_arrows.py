@@ -11,15 +11,10 @@ OF_THE_ENGINE = {"repro", "torch", "numpy", "pydantic", "yaml", "safetensors", "
 
 INTERFACE = """
 repro
-repro.__main__.add_data_root
-repro.__main__.add_device
-repro.__main__.add_experiments
-repro.__main__.add_json
+repro.__main__.EVERY
+repro.__main__.add
 repro.__main__.add_list
-repro.__main__.add_overrides
 repro.__main__.add_run
-repro.__main__.add_runs
-repro.__main__.add_seeds
 repro.__main__.carried_out
 repro.__main__.finished_line
 repro.__main__.list_experiments
@@ -73,13 +68,12 @@ repro.phases.Phase
 repro.phases.SingleLossPhase
 repro.phases.SingleLossState
 repro.phases.Work
-repro.pool.DISK_SHARE
-repro.pool.MEMORY_SHARE
-repro.pool.free
-repro.pool.gib
 repro.randomness.Draw
 repro.randomness.generator
 repro.randomness.seed_global_generators
+repro.rounds.DISK_SHARE
+repro.rounds.gib
+repro.rounds.room
 repro.run.CONFIG
 repro.run.Plan
 repro.run.RECORD
@@ -101,7 +95,6 @@ repro.run.write_record
 repro.runtime.Runtime
 repro.runtime.World
 repro.runtime.arithmetic
-repro.runtime.available_host_bytes
 repro.runtime.check_precision
 repro.runtime.deterministic
 repro.runtime.find_device

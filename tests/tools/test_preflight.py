@@ -354,7 +354,7 @@ def _size(phase):
 
 
 PLANTED = [
-    (state_carried_between_steps, "resume", "constant", "other bits at the end in model.weight, model.bias"),
+    (state_carried_between_steps, "resume", "constant", "state.model.weight: found other bits at the end"),
     (parameter_that_is_not_used, "gradients", "line", "no gradient reaches spare"),
     (network_cut_off_from_the_loss, "gradients", "constant", "no gradient reaches 0.weight, 0.bias"),
     (
@@ -375,12 +375,7 @@ PLANTED = [
     (loss_that_broadcasts, "training", "line", "Using a target size (torch.Size([8, 1])) that is different"),
     (crash_in_a_phase, "training", "line", "RuntimeError: CUDA error: device-side assert triggered ("),
     (state_that_cannot_be_saved, "checkpoint", "constant", "found PosixPath, expected tensors and plain values only"),
-    (
-        phase_that_remembers_another,
-        "boundary",
-        "constant",
-        "other bits after its first step in model.weight, model.bias",
-    ),
+    (phase_that_remembers_another, "boundary", "constant", "state.model.weight: found other bits at the end"),
 ]
 
 

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,8 +45,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 RECORD, CONFIG, SPEC, TENSORS = "record.json", "config.yaml", "spec.yaml", "tensors.safetensors"
-
-Phases = Sequence[Phase[Any]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,22 @@ def holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
+@dataclass(frozen=True)
+class Run:
+    """A plan with a seed, in its folder, on a machine; `phases` with their numbers and folders."""
+
+    plan: Plan
+    seed: int
+    folder: Path
+    runtime: Runtime
+    phases: list[tuple[int, Phase[Any], Path]]
+
+
+def _run(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> Run:
+    phases = enumerate(plan.project.method.phases(plan.config, runtime), start=1)
+    return Run(plan, seed, folder, runtime, [(n, one, folder / f"{n}-{one.name}") for n, one in phases])
+
+
 def execute(
     plan: Plan,
     seed: int,
@@ -109,12 +123,12 @@ def execute(
     configuration, or when a phase asks for what the machine does not have; then nothing was written. Raises
     BadInput too while another process is at work in the folder.
     """
-    folder, world = run_folder(runs, plan.experiment, seed), runtime.world
-    phases = plan.project.method.phases(plan.config, runtime)
-    _check_folder(plan, folder, phases, resume, resume_phase)
+    run, world = _run(plan, seed, run_folder(runs, plan.experiment, seed), runtime), runtime.world
+    folder = run.folder
+    _check_folder(run, resume, resume_phase)
     if (folder / RECORD).exists() and resume_phase is None:
         return folder
-    messages = _check_machine(folder, phases, runtime, resume_phase)
+    messages = _check_machine(run, resume_phase)
     world.barrier()  # nothing is written until every process has looked
     if world.first:
         make_folder(folder)
@@ -122,34 +136,34 @@ def execute(
         fixed: dict[str, Any] = {}
         if world.first:
             # Again: another process may have begun the run, or ended it, since.
-            _check_folder(plan, folder, phases, resume, resume_phase)
+            _check_folder(run, resume, resume_phase)
             if resume_phase is not None:
-                _set_aside(folder, phases, resume_phase)
+                _set_aside(run, resume_phase)
             _write_text(folder / CONFIG, yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
-            fixed = _fixed_before(plan, folder, gate)
-            for line in [_where(folder, phases)] * resume + messages:
+            fixed = _fixed_before(run, gate)
+            for line in [_where(run)] * resume + messages:
                 print(f"{folder}: {line}", file=sys.stderr)
         world.barrier()
         info = describe(plan.project.root, runtime)
         with deterministic(runtime.device, runtime.determinism), arithmetic("float32"):
-            results = _trained(plan, seed, folder, runtime, phases)
+            results = _trained(run)
             if world.first:
-                _evaluate(plan, seed, folder, runtime, results, fixed | info)
+                _evaluate(run, results, fixed | info)
     return folder
 
 
-def _trained(plan: Plan, seed: int, folder: Path, runtime: Runtime, phases: Phases) -> dict[str, PhaseResult]:
+def _trained(run: Run) -> dict[str, PhaseResult]:
     """Each phase's result by its name: trained after those before it, or read where it is finished."""
     results: dict[str, PhaseResult] = {}
-    for number, phase in enumerate(phases, start=1):
+    for number, phase, folder in run.phases:
         try:
             results[phase.name] = run_phase(
                 phase,
-                folder=_phase_folder(folder, number, phase),
-                identity={"seed": seed, "config": shaping(plan.config)},
-                seed=seed,
-                runtime=runtime,
-                pace=plan.config.pace,
+                folder=folder,
+                identity={"seed": run.seed, "config": shaping(run.plan.config)},
+                seed=run.seed,
+                runtime=run.runtime,
+                pace=run.plan.config.pace,
                 earlier={name: result.networks for name, result in results.items()},
             )
         except Damaged as error:
@@ -157,23 +171,16 @@ def _trained(plan: Plan, seed: int, folder: Path, runtime: Runtime, phases: Phas
     return results
 
 
-def _evaluate(
-    plan: Plan,
-    seed: int,
-    folder: Path,
-    runtime: Runtime,
-    results: Mapping[str, PhaseResult],
-    info: Mapping[str, Any],
-) -> None:
-    models = {name: result.networks for name, result in results.items()}
-    evaluation, evaluation_s = measure(plan, seed, models, runtime)
-    sweep(folder)
-    save_tensors(folder / TENSORS, evaluation)
+def _evaluate(run: Run, results: Mapping[str, PhaseResult], info: Mapping[str, Any]) -> None:
+    plan, models = run.plan, {name: result.networks for name, result in results.items()}
+    evaluation, evaluation_s = measure(plan, run.seed, models, run.runtime)
+    sweep(run.folder)
+    save_tensors(run.folder / TENSORS, evaluation)
     wall_s = {name: result.wall_s for name, result in results.items()} | {"evaluate": evaluation_s}
     peaks = {name: result.peak_device_bytes for name, result in results.items()}
     record = {
         "experiment": plan.experiment,
-        "seed": seed,
+        "seed": run.seed,
         "config": plan.config.model_dump(mode="json"),
         "config_hash": digest(plan.config),
         "departures": [str(change) for change in plan.departures],
@@ -191,7 +198,7 @@ def _evaluate(
         record["watched"] = watched
     if resumed := {name: result.sessions for name, result in results.items() if len(result.sessions) > 1}:
         record["sessions"] = resumed
-    write_record(folder / RECORD, record)
+    write_record(run.folder / RECORD, record)
 
 
 def _rounded(curves: Mapping[str, Curve]) -> dict[str, Curve]:
@@ -230,12 +237,11 @@ def networks(plan: Plan, seed: int, folder: Path, runtime: Runtime) -> dict[str,
 
     Raises BadInput when a phase is not finished, or its network is damaged or of another configuration.
     """
-    phases = plan.project.method.phases(plan.config, runtime)
-    for number, phase in enumerate(phases, start=1):
-        own = _phase_folder(folder, number, phase)
+    run = _run(plan, seed, folder, runtime)
+    for _, phase, own in run.phases:
         if not (own / FINISHED).exists():
             raise BadInput(f"{own}: found no {FINISHED}, expected phase {phase.name} to be finished")
-    return _trained(plan, seed, folder, runtime, phases)
+    return _trained(run)
 
 
 # Before a run.
@@ -249,14 +255,13 @@ def make_folder(folder: Path) -> None:
         raise BadInput(f"--runs: found {folder}, {expected}") from None
 
 
-def _check_machine(folder: Path, phases: Phases, runtime: Runtime, resume_phase: int | None) -> list[str]:
+def _check_machine(run: Run, resume_phase: int | None) -> list[str]:
     """What the phases still to run say of this machine. Raises BadInput for what it does not have."""
     messages = []
-    for number, phase in enumerate(phases, start=1):
-        own = _phase_folder(folder, number, phase)
+    for number, phase, own in run.phases:
         starts_over = resume_phase is not None and number >= resume_phase
         if starts_over or not (own / FINISHED).exists():
-            check_precision(phase.precision, phase.name, runtime.device)
+            check_precision(phase.precision, phase.name, run.runtime.device)
             messages += [f"{number} {phase.name}: {line}" for line in phase.check(own)]
             needed, there = sum(phase.storage().values()), rounds.room(own)
             if needed > there:
@@ -266,16 +271,16 @@ def _check_machine(folder: Path, phases: Phases, runtime: Runtime, resume_phase:
     return messages
 
 
-def _check_folder(plan: Plan, folder: Path, phases: Phases, resume: bool, resume_phase: int | None) -> None:
+def _check_folder(run: Run, resume: bool, resume_phase: int | None) -> None:
+    plan, folder = run.plan, run.folder
     if resume_phase is not None:
-        if not 1 <= resume_phase <= len(phases):
-            names = ", ".join(f"{number} {phase.name}" for number, phase in enumerate(phases, start=1))
+        if not 1 <= resume_phase <= len(run.phases):
+            names = ", ".join(f"{number} {phase.name}" for number, phase, _ in run.phases)
             raise BadInput(f"--resume-phase: found {resume_phase}, expected one of: {names}")
-        for number, phase in enumerate(phases[: resume_phase - 1], start=1):
-            needed = _phase_folder(folder, number, phase) / FINISHED
-            if not needed.exists():
+        for number, phase, own in run.phases[: resume_phase - 1]:
+            if not (own / FINISHED).exists():
                 expected = f"expected phase {number} ({phase.name}) to be finished"
-                raise BadInput(f"--resume-phase {resume_phase}: found no {needed}, {expected}")
+                raise BadInput(f"--resume-phase {resume_phase}: found no {own / FINISHED}, {expected}")
     if not holds_run(folder):
         return
     if not resume and resume_phase is None:
@@ -288,13 +293,13 @@ def _check_folder(plan: Plan, folder: Path, phases: Phases, resume: bool, resume
         raise BadInput(*(f"{folder / CONFIG}: {one}" for one in found))
 
 
-def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> dict[str, Any]:
+def _fixed_before(run: Run, gate: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the record says of the specification. Keeps its text in the folder.
 
     Without a gate nobody has read it yet: the text is all that the claims can be held against later, and that
     the method was still a stand-in must be said here.
     """
-    placeholder, spec = plan.project.method.placeholder, plan.project.spec
+    placeholder, spec = run.plan.project.method.placeholder, run.plan.project.spec
     fixed = dict(gate) if gate is not None else {"method_placeholder": placeholder} if placeholder else {}
     try:
         text = spec.read_bytes()
@@ -302,14 +307,13 @@ def _fixed_before(plan: Plan, folder: Path, gate: Mapping[str, Any] | None) -> d
         return fixed
     except OSError as error:
         raise BadInput(f"{spec}: cannot be read ({error.strerror}), expected a file or none") from None
-    _write_bytes(folder / SPEC, text)
+    _write_bytes(run.folder / SPEC, text)
     return fixed | {"spec_sha256": hashlib.sha256(text).hexdigest()}
 
 
-def _where(folder: Path, phases: Phases) -> str:
+def _where(run: Run) -> str:
     """At which phase a run goes on, in words."""
-    for number, phase in enumerate(phases, start=1):
-        own = _phase_folder(folder, number, phase)
+    for number, phase, own in run.phases:
         if not (own / FINISHED).exists():
             saved = (own / RUNNING).exists() or previous(own / RUNNING).exists()
             state = "from its last saved state" if saved else "from its beginning"
@@ -317,17 +321,12 @@ def _where(folder: Path, phases: Phases) -> str:
     return "goes on at the evaluation"
 
 
-def _phase_folder(folder: Path, number: int, phase: Phase[Any]) -> Path:
-    return folder / f"{number}-{phase.name}"
-
-
-def _set_aside(folder: Path, phases: Phases, first: int) -> None:
+def _set_aside(run: Run, first: int) -> None:
     """Moves what phase `first` and the later ones left behind out of the way. Nothing is deleted."""
-    later = list(enumerate(phases, start=1))[first - 1 :]
+    later = [own for _, _, own in run.phases[first - 1 :]]
     # The record goes first: as long as it is there, --resume takes the run for finished.
-    old = [folder / RECORD, folder / TENSORS, *(_phase_folder(folder, *one) for one in later)]
-    if old := [path for path in old if path.exists()]:
-        archive = next_archive(folder)
+    if old := [path for path in (run.folder / RECORD, run.folder / TENSORS, *later) if path.exists()]:
+        archive = next_archive(run.folder)
         archive.mkdir()
         for path in old:
             path.rename(archive / path.name)
