@@ -148,7 +148,7 @@ class ImageData(Section):
 
 class ImagePool(PoolSize):
     """`precision` is that of the stored numbers. `resident_batches` is how many minibatches are held at a time, null for
-    all: then the oldest is replaced, at equal distances, so that all of them have been in the pool when training ends."""
+    all: the pool then comes in parts of so many, one after the other, each for as many steps."""
 
     precision: Literal["float32", "float16"]
     resident_batches: PositiveInt | None

@@ -23,6 +23,7 @@ from nsgf.networks import ImageClassifier, TimeMLP, TimePredictorCNN, TimePredic
 from nsgf.unet import UNet
 from repro import rounds
 from repro.errors import BadInput
+from repro.loop import rounds_folder
 from repro.phases import Draw, Phase, SingleLossPhase, SingleLossState, StepOptions, Work
 from repro.randomness import generator
 from repro.rounds import Rows
@@ -109,6 +110,7 @@ class VelocityField(NSGFPhase):
     """
 
     config: settings.PointVelocityField | settings.ImageVelocityField
+    collects_from_seed = True
 
     def __init__(
         self, name: str, config: settings.Training, laws: Laws, sinkhorn_config: settings.Sinkhorn, runtime: Runtime
@@ -127,7 +129,11 @@ class VelocityField(NSGFPhase):
     def check(self, folder: Path) -> list[str]:
         """Raises BadInput, with what would fit, when the disk has no room for the pool."""
         told = super().check(folder)
-        needed, there, key = self.storage()["pool"], rounds.room(folder), f"phases.{self.name}.pool"
+        needed, there, key = (
+            self.storage()["pool"],
+            rounds.room(rounds_folder(self, folder)),
+            f"phases.{self.name}.pool",
+        )
         if needed > there:
             ways = " or ".join(f"--set {key}.{way}" for way in self._ways_to_fit(needed, there))
             found = f"found a pool of {rounds.gib(needed)}, expected at most {rounds.DISK_SHARE:.0%} of the free disk"

@@ -155,7 +155,7 @@ def test_a_state_whose_round_is_damaged_gives_way_to_the_one_before_it(damage, t
     whole = run(Rounds(), tmp_path / "whole")
     with pytest.raises(Stopped):
         run(KilledAt(5), tmp_path / "killed")
-    newest = checkpoint.load(tmp_path / "killed" / RUNNING)["round"]["file"]
+    newest = checkpoint.load(tmp_path / "killed" / RUNNING)["round"]["name"]
     damage(tmp_path / "killed" / newest)
     resumed = run(Rounds(), tmp_path / "killed")
     assert "goes on from the state before it, step 4" in capsys.readouterr().err
@@ -381,3 +381,86 @@ def test_columns_beside_those_that_were_made_room_for_are_refused(tmp_path):
     expected = "step 1: collect: found other columns than update.room gave, expected those"
     with pytest.raises(RunFailed, match=f"phase rounds, {expected}"):
         run(OtherColumns(), tmp_path)
+
+
+class InTheSame(Filled):
+    """Shows what lies in the folder when a round is made."""
+
+    def __init__(self, folder: Path, died_at: int | None = None):
+        self.folder, self.died_at, self.lay = folder, died_at, list[int]()
+
+    def collect(self, state: Walk, update: Any) -> dict:
+        rows = super().collect(state, update)
+        self.lay.append(len(list(self.folder.glob("round*"))))
+        return rows
+
+    def minibatch(self, step: int, draw: Draw) -> dict:
+        if step == self.died_at:
+            raise Stopped
+        return super().minibatch(step, draw)
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3, 100])
+def test_rounds_that_no_state_names_do_not_pile_up(checkpoint_every, tmp_path):
+    phase = InTheSame(tmp_path)
+    phase.collect_every = 2
+    pace = Pace(log_every=100, checkpoint_every=checkpoint_every)
+    run_phase(phase, folder=tmp_path, identity={}, seed=1, runtime=CPU, pace=pace, earlier={})
+    assert len(phase.lay) == 6 and max(phase.lay) <= 3  # of two states, and the one that is made
+
+
+def test_the_state_before_keeps_its_round_across_a_resume_at_a_border(tmp_path):
+    """Saved at 4, before the second round, and at 6; then the state of 6 is damaged."""
+    pace = Pace(log_every=100, checkpoint_every=2)
+    given = {"folder": tmp_path / "killed", "identity": {}, "seed": 1, "runtime": CPU, "pace": pace, "earlier": {}}
+    for step in (5, 7):
+        with pytest.raises(Stopped):
+            run_phase(InTheSame(tmp_path, step), **given)
+    (tmp_path / "killed" / RUNNING).write_bytes(b"damaged")
+    resumed = run_phase(InTheSame(tmp_path), **given)
+    whole = run_phase(InTheSame(tmp_path), **(given | {"folder": tmp_path / "whole"}))
+    assert_same_bits(dict(resumed.networks.state_dict()), dict(whole.networks.state_dict()))
+
+
+class FromSeed(Rounds):
+    """Rounds that are a function of seed and step."""
+
+    collects_from_seed = True
+
+    def __init__(self, died_at: int | None = None):
+        self.died_at, self.made = died_at, list[int]()
+
+    def collect(self, state: Walk, update: Any) -> dict:
+        self.made.append(update.step_number)
+        rows = update.room(6, {"where": (1,)})
+        rows.add(where=torch.randn(6, 1, generator=update.generator("where")))
+        return rows
+
+    def minibatch(self, step: int, draw: Draw) -> dict:
+        if step == self.died_at:
+            raise Stopped
+        return super().minibatch(step, draw)
+
+
+@pytest.mark.parametrize(("lose", "made"), [(lambda folder: None, [8]), (shutil.rmtree, [4, 8])], ids=["kept", "lost"])
+def test_a_round_of_the_seed_that_is_lost_is_made_again_in_the_middle(lose, made, tmp_path):
+    whole = run(FromSeed(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(FromSeed(6), tmp_path / "killed")
+    lose(tmp_path / "killed" / "scratch")
+    phase = FromSeed()
+    resumed = run(phase, tmp_path / "killed")
+    assert phase.made == made and resumed.curves == whole.curves
+    assert_same_bits(dict(resumed.networks.state_dict()), dict(whole.networks.state_dict()))
+
+
+class Partly(Rounds):
+    def collect(self, state: Walk, update: Any) -> dict:
+        made = update.room(7, {"where": (1,)})
+        made.put(1, **super().collect(state, update))
+        return made
+
+
+def test_rows_that_were_not_filled_are_refused(tmp_path):
+    with pytest.raises(RunFailed, match="phase rounds, step 1: collect: found 6 rows filled, expected 7"):
+        run(Partly(), tmp_path)

@@ -184,7 +184,7 @@ def sampled_before_it_is_full(monkeypatch):
 
 def full_by_its_last_row(monkeypatch):
     """Who asks for all rows asks for the last one."""
-    monkeypatch.setattr(Rows, "full", property(lambda self: not self._filled < self.count))
+    monkeypatch.setattr(Rows, "full", property(lambda self: not self.filled < self.count))
 
 
 BY_SIZE = "drawing 16 entries allocates by the size of the pool: {'100': "

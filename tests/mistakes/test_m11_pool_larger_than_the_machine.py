@@ -114,14 +114,15 @@ def check_parts(project, tmp_path):
 
     def allocate(folder, *size):
         own = real(folder, *size)
-        found.append(own.nbytes * len(list(folder.glob("round[-.]*"))))
+        found.append(own.nbytes * len(list(folder.rglob("round[-.]*"))))
         return own
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "allocate", allocate)
-        pace = Pace(log_every=2, checkpoint_every=2)
-        loop.run_phase(phase, folder=tmp_path, identity={}, seed=0, runtime=runtime, pace=pace, earlier={})
-    assert len(found) == 6
+        for every in (2, 3, 100):
+            given = {"folder": tmp_path / str(every), "pace": Pace(log_every=2, checkpoint_every=every)}
+            loop.run_phase(phase, **given, identity={}, seed=0, runtime=runtime, earlier={})
+    assert len(found) == 18
     asked = phase.storage()["pool"]
     assert max(found) <= asked, f"parts of {max(found)} bytes lie on the disk at a time, asked for were {asked}"
 

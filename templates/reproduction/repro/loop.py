@@ -31,8 +31,9 @@ from repro.rounds import Rows
 from repro.runtime import Runtime, World, arithmetic, progress
 from repro.update import Update
 
-RUNNING, FINISHED = "running.safetensors", "model.safetensors"
-"""In a phase's folder: the last saved state while it runs, and its networks when it is finished."""
+RUNNING, FINISHED, SCRATCH = "running.safetensors", "model.safetensors", "scratch"
+"""In a phase's folder: the last saved state while it runs, its networks when it is finished, and a folder for
+what can be made again."""
 
 LEAST_SCALE = 2.0**-24
 """Of a loss in fp16. A gradient that overflows with less is above 10^12, or not finite in any precision."""
@@ -48,11 +49,12 @@ Session = dict[str, str | int]
 
 @dataclass
 class Round:
-    """What `collect` made, and the step at which it did; `file` is its name on the disk once it has one."""
+    """What `collect` made, and the step at which it did; `name` is that of its folder once it has one."""
 
     began: int
     rows: Rows
-    file: str | None = None
+    on_disk: bool = False
+    name: str | None = None
 
 
 class Loop:
@@ -94,20 +96,18 @@ class Loop:
         self.phase.prepare(self.seed, scratch, self._earlier)
 
     def collect_if_due(self) -> None:
-        """Makes the data of a round where one begins, with products in float32."""
+        """Makes the data of a round where one begins or they were lost, with products in float32."""
         every = self.phase.collect_every
-        if not every or self.step % every or (self.round and self.round.began == self.step):
+        began = self.step - self.step % every if every else 0
+        if not every or (self.round and self.round.began == began):
             return
         self.round = None  # so that two rounds are never held at a time
-        seed_global_generators(self.seed, self.phase.stream, "collect", self.step)
-        self.update.begin(self.step, self.folder)
+        seed_global_generators(self.seed, self.phase.stream, "collect", began)
+        self.update.begin(began, self.folder)
         with arithmetic("float32"):
-            rows = self.phase.collect(self.state, self.update)
+            rows = self.update.collected(self.phase.collect(self.state, self.update))
         self.update.end(self._named_weights())
-        file = self.update.sealed(rows)
-        if file is None:
-            rows = {name: column.detach().cpu() for name, column in rows.items()}
-        self.round = Round(self.step, Rows.of(rows), file)
+        self.round = Round(began, rows, self.update.gave_room_on_disk)
 
     def next_batch(self) -> Batch:
         """The minibatch of the step that is next, on the CPU."""
@@ -183,8 +183,8 @@ class Loop:
             self.update.scaler.load_state_dict(before["scaler"])
         self.update.logged = {name: (step, value) for name, (step, value) in before["logged"].items()}
         self.curves = {name: [tuple(point) for point in curve] for name, curve in before["curves"].items()}
-        if (kept := _with_rows(before, self.folder)["round"]) is not None:
-            self.round = Round(kept["began"], Rows.of(kept["rows"]), kept.get("file"))
+        if (kept := _with_rows(before, self.phase, self.folder)["round"]) is not None:
+            self.round = Round(kept["began"], Rows.of(kept["rows"]), name=kept.get("name"))
 
     def require_scale(self) -> None:
         """Raises RunFailed when fp16 found no scale at which gradients are finite.
@@ -200,9 +200,10 @@ class Loop:
             return None
         if self.folder is None or not self.runtime.world.first:  # one process writes
             return {"began": self.round.began, "rows": dict(self.round.rows)}
-        if self.round.file is None:
-            self.round.file = rounds.write(self.folder, self.round.rows)
-        return {"began": self.round.began, "file": self.round.file}
+        if self.round.name is None:
+            folder, rows = self.folder, self.round.rows
+            self.round.name = rounds.seal(folder) if self.round.on_disk else rounds.write(folder, rows)
+        return {"began": self.round.began, "name": self.round.name}
 
     def _named_weights(self) -> list[tuple[str, Tensor]]:
         # Looked up again only where a step has put something else into the state.
@@ -213,6 +214,11 @@ class Loop:
 
     def _failure(self, step: int, why: str) -> RunFailed:
         return RunFailed(f"phase {self.phase.name}, step {step}: {why}; the last saved state is kept")
+
+
+def rounds_folder(phase: Phase[Any], folder: Path) -> Path:
+    """Where the data of its rounds lie, of a phase whose states lie in `folder`."""
+    return folder / SCRATCH if phase.collects_from_seed else folder
 
 
 @dataclass(frozen=True)
@@ -253,9 +259,10 @@ def run_phase(
     if not finished.exists():
         if runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(runtime.device)
-        parts: dict[str, Any] = {"seed": seed, "runtime": runtime, "earlier": earlier, "folder": folder}
+        given: dict[str, Any] = {"seed": seed, "runtime": runtime, "earlier": earlier}
+        loop_folder = rounds_folder(phase, folder)
         # Named nowhere here, so that networks, optimisers and graphs are gone before the result is loaded.
-        _train(Loop(phase, **parts, make_update=make_update), folder, identity, pace)
+        _train(Loop(phase, **given, folder=loop_folder, make_update=make_update), folder, identity, pace)
         phase.release()
     runtime.world.barrier()
     if runtime.device.type == "cuda":
@@ -264,7 +271,7 @@ def run_phase(
     # Here and not after training: a kill between the last save and these lines must leave nothing behind. And
     # not before the result was found sound: until then the running states are all there is.
     if runtime.world.first:
-        for left in [*folder.glob("running.*"), folder / "scratch"]:
+        for left in [*folder.glob("running.*"), folder / SCRATCH]:
             rounds.drop(left)
         rounds.keep(folder, [])
         checkpoint.sweep(folder)
@@ -273,10 +280,10 @@ def run_phase(
 
 def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> None:
     phase, world, device = loop.phase, loop.runtime.world, loop.runtime.device
-    running, scratch = folder / RUNNING, folder / "scratch"
+    running, scratch = folder / RUNNING, folder / SCRATCH
     spent_s, prepare_s, sessions = 0.0, 0.0, [_session(0)]
     watched: Watched = []
-    before = _newest_state(running, identity, world)
+    before = _newest_state(running, identity, loop)
     begins = before is None
     if before is not None:
         with _fitting(running, phase):
@@ -294,6 +301,7 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
         scratch.mkdir(parents=True, exist_ok=True)
     if world.first:
         checkpoint.sweep(folder)
+    kept = [loop.round.name] if loop.round else []
     log = _Log(folder / "log.jsonl", loop.curves, watched, writes=world.first)
 
     began = time.perf_counter()
@@ -311,7 +319,7 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
 
     if begins and loop.round:
         save(running, loop.snapshot())  # to build it may take longer than all that follows
-    kept = [loop.round.file] if loop.round else []
+        kept = [loop.round.name]
     steps = progress(range(loop.step, phase.steps), phase.name, phase.steps, loop.step, shown=world.first)
     with arithmetic(phase.precision), deferred_termination() as stop:
         for _ in steps:
@@ -330,9 +338,9 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
                 log.write(loop.step, loop.write_curves(numbers), loop.watch() if world.first else {})
             if saves:
                 save(running, loop.snapshot())
-                if world.first and loop.round:
-                    kept = [*kept[-1:], loop.round.file]  # of the newest state and of the one before it
-                    rounds.keep(folder, kept)
+                if world.first and loop.round and loop.folder:
+                    kept = [*kept[-1:], loop.round.name]  # of the newest state and of the one before it
+                    rounds.keep(loop.folder, kept)
             if stops:
                 raise Terminated
 
@@ -381,9 +389,9 @@ def load_networks(networks: Networks, state: Mapping[str, Any]) -> None:
         network.load_state_dict(saved[name])
 
 
-def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict[str, Any] | None:
+def _newest_state(running: Path, identity: dict[str, Any], loop: Loop) -> dict[str, Any] | None:
     """The newest sound state with the data of its round, or None. Says when a damaged one was passed over."""
-    found = checkpoint.newest(running, lambda state: _with_rows(state, running.parent))
+    found = checkpoint.newest(running, lambda state: _with_rows(state, loop.phase, loop.folder))
     if found is None:
         return None
     state, problem = found
@@ -392,7 +400,7 @@ def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict
         advice = "finish the phase with the version that began it, or start it over with --resume-phase"
         raise BadInput(f"{running}: {formats}; {advice}")
     _matching(state, running, identity)
-    if problem and world.first:
+    if problem and loop.runtime.world.first:
         # Out of the way, or the next save would put it in the place of the sound one.
         aside = running.with_stem(running.stem + ".damaged")
         os.replace(running, aside)
@@ -402,11 +410,17 @@ def _newest_state(running: Path, identity: dict[str, Any], world: World) -> dict
     return state
 
 
-def _with_rows(state: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """A state with the data of its round, read where they lie in `folder`. Raises checkpoint.Damaged."""
+def _with_rows(state: Mapping[str, Any], phase: Phase[Any], folder: Path | None) -> dict[str, Any]:
+    """A state with the data of its round, read where they lie in `folder`, or with none where they are to be
+    made again. Raises checkpoint.Damaged."""
     kept = state.get("round")
     if kept and "rows" not in kept and folder is not None:
-        kept = kept | {"rows": rounds.read(folder / kept["file"])}
+        try:
+            kept = kept | {"rows": rounds.read(folder / kept["name"])}
+        except checkpoint.Damaged:
+            if not phase.collects_from_seed:
+                raise
+            kept = None
     return {**state, "round": kept}
 
 

@@ -84,6 +84,8 @@ class Phase(ABC, Generic[State]):
     """The paper's units in one step, as {"generator iterations": 1} or {"epochs": Fraction(128, 50_000)}."""
     collect_every: int = 0
     """Steps of a round, at whose beginning `collect` makes the data of its minibatches; 0: no rounds."""
+    collects_from_seed: bool = False
+    """Whether `collect` reads nothing of the state: then the data of a round that are lost are made again."""
     precision: Precision = "float32"
     """Of the products within `update.autocast()`; weights and optimisers stay float32. bf16 and fp16 go by
     autocast, fp16 scales the loss. tf32 rounds factors to 10 bits on GPUs that can."""

@@ -35,7 +35,7 @@ class Rows(Mapping[str, Tensor]):
     def __init__(self, count: int, shapes: Shapes, dtypes: Dtypes = torch.float32):
         kinds = _kinds(shapes, dtypes)
         self._columns = {name: torch.empty((count, *shapes[name]), dtype=kinds[name]) for name in shapes}
-        self.count, self._filled = count, 0
+        self.count, self.filled = count, 0
 
     @classmethod
     def of(cls, columns: Mapping[str, Tensor], *, filled: bool = True) -> Rows:
@@ -44,7 +44,7 @@ class Rows(Mapping[str, Tensor]):
             return columns
         rows = cls(0, {})
         rows._columns, rows.count = dict(columns), _common_length(columns)
-        rows._filled = rows.count if filled else 0
+        rows.filled = rows.count if filled else 0
         return rows
 
     def __getitem__(self, name: str) -> Tensor:
@@ -58,7 +58,7 @@ class Rows(Mapping[str, Tensor]):
 
     @property
     def full(self) -> bool:
-        return self._filled == self.count
+        return self.filled == self.count
 
     @property
     def nbytes(self) -> int:
@@ -66,13 +66,10 @@ class Rows(Mapping[str, Tensor]):
 
     def add(self, **rows: Tensor) -> None:
         """Writes rows, (n, *shape) each, behind those there. Raises ValueError when they do not fit."""
-        self._filled = self.put(self._filled, **rows)
+        self.put(self.filled, **rows)
 
-    def put(self, first: int, **rows: Tensor) -> int:
-        """Writes rows, (n, *shape) each, from number `first` on, and returns the number behind the last one.
-
-        Raises ValueError when they do not fit.
-        """
+    def put(self, first: int, **rows: Tensor) -> None:
+        """Writes rows, (n, *shape) each, from number `first` on. Raises ValueError when they do not fit."""
         if rows.keys() != self.keys():
             raise ValueError(f"rows: found {sorted(rows)}, expected {sorted(self)}")
         end = first + _common_length(rows)
@@ -85,12 +82,12 @@ class Rows(Mapping[str, Tensor]):
                 raise ValueError(f"column {name}: {shapes}")
         for name, row in rows.items():
             targets[name].copy_(row.detach())
-        return end
+        self.filled += end - first
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """n rows drawn with replacement; halves come as float32. Raises ValueError until all are there."""
         if not self.full:
-            raise ValueError(f"rows: found {self._filled}, expected all {self.count}")
+            raise ValueError(f"rows: found {self.filled}, expected all {self.count}")
         chosen = torch.randint(self.count, (n,), generator=generator)
         drawn = {name: column[chosen] for name, column in self.items()}
         return {name: one.float() if one.dtype in HALVES else one for name, one in drawn.items()}

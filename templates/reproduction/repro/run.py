@@ -25,7 +25,7 @@ from repro import rounds
 from repro.checkpoint import Damaged, flush, previous, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import BadInput
-from repro.loop import FINISHED, RUNNING, Curve, PhaseResult, run_phase
+from repro.loop import FINISHED, RUNNING, Curve, PhaseResult, rounds_folder, run_phase
 from repro.method import Evaluation, Project
 from repro.phases import Networks, Phase
 from repro.randomness import seed_global_generators
@@ -263,7 +263,7 @@ def _check_machine(run: Run, resume_phase: int | None) -> list[str]:
         if starts_over or not (own / FINISHED).exists():
             check_precision(phase.precision, phase.name, run.runtime.device)
             messages += [f"{number} {phase.name}: {line}" for line in phase.check(own)]
-            needed, there = sum(phase.storage().values()), rounds.room(own)
+            needed, there = sum(phase.storage().values()), rounds.room(rounds_folder(phase, own))
             if needed > there:
                 found = f"found {rounds.gib(needed)} of data of its rounds"
                 expected = f"expected at most {rounds.DISK_SHARE:.0%} of the free disk, {rounds.gib(there)}"

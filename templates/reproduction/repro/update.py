@@ -200,14 +200,19 @@ class Update:
                 "update.gradient"
             )
 
-    def sealed(self, rows: Batch) -> str | None:
-        """The name on the disk of what `collect` returned, where it filled `room`."""
-        if self._room is None or self._folder is None:
-            return None
+    @property
+    def gave_room_on_disk(self) -> bool:
+        return self._room is not None and self._folder is not None
+
+    def collected(self, rows: Batch) -> Rows:
+        """What `collect` returned, on the CPU. Raises RunFailed for a part of the room that it was given."""
+        if self._room is None:
+            return Rows.of({name: column.detach().cpu() for name, column in rows.items()})
         if rows is not self._room:
             raise self._refusal("collect: found other columns than update.room gave, expected those")
-        self._runtime.world.barrier()
-        return rounds.seal(self._folder) if self._runtime.world.first else None
+        if (found := self._runtime.world.total(self._room.filled)) != self._room.count:
+            raise self._refusal(f"collect: found {found:.0f} rows filled, expected {self._room.count}")
+        return Rows.of(self._room)
 
     def numbers(self) -> dict[str, tuple[int, float]]:
         """What is logged, as numbers of the whole minibatch; the processes' shares of a loss add up to it."""

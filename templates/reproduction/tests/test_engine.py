@@ -114,7 +114,7 @@ def test_what_no_checkpoint_could_hold_is_refused(phase, error, words):
 
 def test_the_tools_find_what_they_call():
     assert INTERFACE == 2
-    assert list(inspect.signature(Loop).parameters) == ["phase", "seed", "runtime", "earlier", "make_update"]
+    assert list(inspect.signature(Loop).parameters) == ["phase", "seed", "runtime", "earlier", "folder", "make_update"]
     assert list(inspect.signature(Update).parameters) == ["phase", "seed", "runtime"]
     for owner, names in (
         (Loop, ("restore", "prepare", "collect_if_due", "next_batch", "one_step", "numbers", "snapshot")),
