@@ -38,6 +38,11 @@ MERGED = {
 CHANGED_LINES: list[tuple[str, str, str]] = [
     ("method/phases.py", "from repro.phases import Phase", "from repro.phases import SingleLossPhase as Phase"),
     ("method/phases.py", "from repro.pool import Pool", "from repro.rounds import Rows as Pool"),
+    (
+        "tests/test_method.py",
+        """drawn, pool = phase.minibatch(0, generator(0, "test"))["targets"], phase.pool.columns["targets"]""",
+        """drawn, pool = phase.minibatch(0, generator(0, "test"))["targets"], phase.pool["targets"]""",
+    ),
     ("method/figures.py", "from repro.report.judge import Judgement", "from repro_tools.report.judge import Judgement"),
     (
         "method/figures.py",

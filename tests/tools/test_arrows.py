@@ -28,8 +28,8 @@ repro.__main__.seed
 repro.checkpoint.__file__
 repro.checkpoint.flush
 repro.checkpoint.load
+repro.checkpoint.save
 repro.config.Change
-repro.config.Pace
 repro.config.RunConfig
 repro.config.Section
 repro.config.differences
@@ -50,12 +50,12 @@ repro.errors.EXIT_TERMINATED
 repro.errors.RunFailed
 repro.errors.Terminated
 repro.errors.ending_at_once
+repro.loop.Curve
 repro.loop.FINISHED
 repro.loop.Loop
-repro.loop.PhaseResult
+repro.loop.MakeUpdate
 repro.loop.RUNNING
 repro.loop.load_networks
-repro.loop.run_phase
 repro.method.Evaluation
 repro.method.Files
 repro.method.Method
@@ -102,9 +102,9 @@ repro.runtime.machine
 repro.runtime.progress
 repro.runtime.say
 repro.runtime.world_of_this_process
-repro.state.modules
 repro.state.move
 repro.state.parameters
+repro.state.require_finite
 repro.update.Update
 """
 """What the tools use of the engine. A name that goes or changes its meaning raises `repro.INTERFACE`."""

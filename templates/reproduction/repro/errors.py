@@ -65,16 +65,6 @@ def ending_at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class StopRequest:
-    """Whether the process was asked to end."""
-
-    def __init__(self) -> None:
-        self.made = False
-
-    def make(self, number: int, frame: FrameType | None) -> None:
-        self.made = True
-
-
 def terminate(number: int, frame: FrameType | None) -> None:
     """The handler of the command line: raises Terminated wherever the process is."""
     # Schedulers and torchrun may both send the signal: a second one would interrupt the way out of the first.
@@ -96,20 +86,20 @@ def termination() -> Iterator[None]:
 
 
 @contextmanager
-def deferred_termination() -> Iterator[StopRequest]:
-    """Within this block SIGTERM only makes a request, which the block has to look at.
+def deferred_termination() -> Iterator[list[int]]:
+    """Within this block a SIGTERM only goes into the list, at which the block has to look.
 
     One that the block did not see any more raises Terminated behind it. Where no handler of ours is set (a
-    thread, a test, a notebook) nothing changes and no request is ever made.
+    thread, a test, a notebook) nothing changes and the list stays empty.
     """
-    request = StopRequest()
+    asked = list[int]()
     if signal.getsignal(signal.SIGTERM) is not terminate:
-        yield request
+        yield asked
         return
-    signal.signal(signal.SIGTERM, request.make)
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     try:
-        yield request
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if request.made else terminate)
-    if request.made:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if asked else terminate)
+    if asked:
         raise Terminated

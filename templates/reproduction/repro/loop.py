@@ -321,14 +321,14 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
         save(running, loop.snapshot())  # to build it may take longer than all that follows
         kept = [loop.round.name]
     steps = progress(range(loop.step, phase.steps), phase.name, phase.steps, loop.step, shown=world.first)
-    with arithmetic(phase.precision), deferred_termination() as stop:
+    with arithmetic(phase.precision), deferred_termination() as asked:
         for _ in steps:
             collects = time.perf_counter()
             loop.collect_if_due()
             prepare_s += time.perf_counter() - collects
             loop.one_step(loop.next_batch())
             ends = loop.step == phase.steps
-            stops = world.any(stop.made) and not ends
+            stops = world.any(bool(asked)) and not ends
             saves = not ends and (stops or loop.step % pace.checkpoint_every == 0)
             logs = ends or loop.step % pace.log_every == 0
             if logs or saves:
@@ -348,7 +348,7 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         last = {"steps_done": loop.step, "curves": loop.curves, "networks": networks}
         save(folder / FINISHED, last | {"peak_device_bytes": peak})
-        if world.any(stop.made):
+        if world.any(bool(asked)):
             raise Terminated
 
 
