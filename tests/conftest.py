@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from installed import listed_once
 from toy_project import CONFIG, SPEC, write_yaml
 
 from nsgf.torchvision_cpu import import_torchvision
@@ -28,17 +28,8 @@ settings.load_profile("any machine")
 
 @pytest.fixture(autouse=True, scope="session")
 def one_list_of_what_is_installed() -> Iterator[None]:
-    """Every run asks which package each module is of. To list their files takes ten times as long as a toy's run."""
-    listed, known = metadata.packages_distributions, {}
-
-    def packages_distributions():
-        path = tuple(sys.path)
-        if path not in known:
-            known[path] = listed()
-        return known[path]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metadata, "packages_distributions", packages_distributions)
+        patch.setattr(metadata, "packages_distributions", listed_once())
         yield
 
 
