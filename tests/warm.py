@@ -6,12 +6,14 @@ Nothing of this repository is imported before the fork, so that the process find
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import importlib
 import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import types
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
+from multiprocessing import util
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,7 +84,47 @@ def _run(arguments: Sequence[str], cwd: str, environment: Mapping[str, str], out
         os.dup2(os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT), stream)
     for name in ("warm", "forked", "installed"):
         sys.modules.pop(name, None)
-    code = _code(arguments)
+    _keep_a_copy_for_multiprocessing()
+    _end(_code(arguments))
+
+
+def _keep_a_copy_for_multiprocessing() -> None:
+    """Its server of forks, which `repro preflight` starts, is a new Python too: here a copy of this process as it is now."""
+    ours, its = socket.socketpair()
+    copy = os.fork()
+    if copy == 0:
+        ours.close()
+        _serve_forks(its)
+    its.close()
+    spawn = util.spawnv_passfds
+
+    def spawnv_passfds(path: bytes, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+        code = arguments[-1]
+        if "multiprocessing.forkserver" not in code:
+            return spawn(path, arguments, descriptors)
+        socket.send_fds(ours, [json.dumps([code, list(descriptors)]).encode()], list(descriptors))
+        return copy
+
+    util.spawnv_passfds = spawnv_passfds
+
+
+def _serve_forks(its: socket.socket) -> NoReturn:
+    """Waits for the code of the server and the descriptors that it takes by their numbers; ends where none comes."""
+    message, received, *_ = socket.recv_fds(its, 2**16, 16)
+    if not message:
+        os._exit(0)
+    code, numbers = json.loads(message)
+    its.close()
+    above = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, max(numbers) + 1) for descriptor in received]
+    for descriptor in received:
+        os.close(descriptor)
+    for descriptor, number in zip(above, numbers, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    _end(_code(["-c", code]))
+
+
+def _end(code: int) -> NoReturn:
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

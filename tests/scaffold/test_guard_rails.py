@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from rendering import PRESETS, in_project, render
@@ -41,10 +42,16 @@ def write_later(path, text):
     os.utime(path, (later, later))
 
 
-def failed_rows(project):
+def preflown(project):
+    """The exit code and the rows of `repro preflight`."""
     done = in_project(project, "-m", "repro_tools", "preflight", "--json")
     assert done.stdout, done.stderr
-    return {row["check"]: row["text"] for row in json.loads(done.stdout)["rows"] if row["status"] == "fail"}
+    return done.returncode, json.loads(done.stdout)["rows"]
+
+
+def failed_rows(project):
+    _, rows = preflown(project)
+    return {row["check"]: row["text"] for row in rows if row["status"] == "fail"}
 
 
 IN_THE_METHOD = [
@@ -113,8 +120,11 @@ def test_preflight_names_it(broken, preset, module, before, after, check):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_preflight_is_silent_on_the_untouched_project(toys, preset):
-    assert failed_rows(toys[preset]) == {}
+def test_preflight_leaves_only_the_placeholders_of_the_untouched_project_open(toys, preset):
+    code, rows = preflown(toys[preset])
+    assert code == 0 and [row for row in rows if row["status"] == "fail"] == []
+    (row,) = [row for row in rows if row["status"] == "open"]
+    assert row["check"] == "placeholders" and re.match(r"found \d+ places", row["text"])
 
 
 def test_the_projects_own_tests_bite_too(broken):
