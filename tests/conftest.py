@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from installed import listed_once
+from installed import read_once
 from toy_project import CONFIG, SPEC, write_yaml
 
 from nsgf.torchvision_cpu import import_torchvision
@@ -27,9 +26,9 @@ settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_list_of_what_is_installed() -> Iterator[None]:
+def what_is_installed_is_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metadata, "packages_distributions", listed_once())
+        read_once(patch)
         yield
 
 

@@ -27,10 +27,11 @@ from multiprocessing import util
 from pathlib import Path
 from typing import NoReturn
 
+import pytest
 from forked import LONGEST_S
-from installed import listed_once
+from installed import read_once
 
-LIBRARIES = ("matplotlib.pyplot", "pydantic", "pytest", "safetensors.torch", "scipy.optimize", "scipy.stats", "torch._dynamo", "tqdm", "yaml")  # fmt: skip
+LIBRARIES = ("matplotlib.pyplot", "pydantic", "safetensors.torch", "scipy.optimize", "scipy.stats", "torch._dynamo", "tqdm", "yaml")  # fmt: skip
 """What most commands import; torch._dynamo is what the first optimiser imports."""
 
 
@@ -61,7 +62,7 @@ def _serve() -> dict | None:
     """Forks for every line of the input. Returns in each child, with what it is to do, and at the end of the input."""
     for name in LIBRARIES:
         importlib.import_module(name)
-    metadata.packages_distributions = listed_once()
+    read_once(pytest.MonkeyPatch())
     metadata.packages_distributions()
     gc.freeze()  # else the first collection of each child copies every page
     for line in sys.stdin:
