@@ -203,7 +203,7 @@ def test_a_verdict_comes_when_nothing_is_left_to_fill_in(template, tmp_path):
     config.write_text(config.read_text().replace("# FILL IN with the paper's values.", "# The paper's values."))
     done = in_project(project, "-m", "repro_tools", "check")
     assert "to fill in" not in done.stdout
-    for command in (["run", "main", "--seeds", "0", "1", "2"], ["report"]):
+    for command in (*(["run", "main", "--seeds", seed] for seed in "012"), ["report"]):
         done = in_project(project, "-m", "repro_tools", *command)
         assert done.returncode == 0, done.stderr
     (claim,) = json.loads((project / "reports/results.json").read_text())["claims"]
