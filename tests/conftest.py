@@ -5,6 +5,7 @@ The sets lie in the files that torchvision reads. Nothing is downloaded.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 from installed import read_once
 from toy_project import CONFIG, SPEC, write_yaml
@@ -29,6 +31,26 @@ settings.load_profile("any machine")
 def what_is_installed_is_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         read_once(patch)
+        yield
+
+
+LONG = 10_000  # signs
+
+
+@pytest.fixture(autouse=True, scope="session")
+def long_texts_are_parsed_once() -> Iterator[None]:
+    """Such as the spec of the reference implementation, which takes half a second each time."""
+    load, known = yaml.load, {}
+
+    def remembered(text, Loader):
+        if not isinstance(text, str) or len(text) < LONG:
+            return load(text, Loader)
+        if (text, Loader) not in known:
+            known[text, Loader] = load(text, Loader)
+        return copy.deepcopy(known[text, Loader])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "load", remembered)
         yield
 
 
