@@ -5,16 +5,17 @@ The sets lie in the files that torchvision reads. Nothing is downloaded.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
-import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
+from installed import read_once
 from toy_project import CONFIG, SPEC, write_yaml
 
 from nsgf.torchvision_cpu import import_torchvision
@@ -27,18 +28,29 @@ settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_list_of_what_is_installed() -> Iterator[None]:
-    """Every run asks which package each module is of. To list their files takes ten times as long as a toy's run."""
-    listed, known = metadata.packages_distributions, {}
+def what_is_installed_is_read_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        read_once(patch)
+        yield
 
-    def packages_distributions():
-        path = tuple(sys.path)
-        if path not in known:
-            known[path] = listed()
-        return known[path]
+
+LONG = 10_000  # signs
+
+
+@pytest.fixture(autouse=True, scope="session")
+def long_texts_are_parsed_once() -> Iterator[None]:
+    """Such as the spec of the reference implementation, which takes half a second each time."""
+    load, known = yaml.load, {}
+
+    def remembered(text, Loader):
+        if not isinstance(text, str) or len(text) < LONG:
+            return load(text, Loader)
+        if (text, Loader) not in known:
+            known[text, Loader] = load(text, Loader)
+        return copy.deepcopy(known[text, Loader])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metadata, "packages_distributions", packages_distributions)
+        patch.setattr(yaml, "load", remembered)
         yield
 
 

@@ -1,14 +1,14 @@
 """The page templates/README.md: its files, written into an empty folder, run as it says."""
 
 import json
+import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 KIT = Path(__file__).parents[2] / "templates" / "reproduction"
 PAGE = (KIT.parent / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def project(tmp_path_factory):
     for command in COMMANDS:
         program, *arguments = shlex.split(command)
         assert program == "python"
-        done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True)
+        done = warm.python(arguments, root, os.environ)
         assert done.returncode == 0, f"{command}: {done.stderr}"
     return root
 
@@ -45,5 +45,5 @@ def test_the_verdicts_come_from_the_full_runs(project):
 @pytest.mark.slow
 def test_the_copied_kit_ran_and_not_the_installed_one(project):
     (project / "repro" / "__init__.py").write_text('raise SystemExit("the copy")')
-    done = subprocess.run([sys.executable, "-m", "repro", "list"], cwd=project, capture_output=True, text=True)
+    done = warm.python(["-m", "repro", "list"], project, os.environ)
     assert done.returncode == 1 and "the copy" in done.stderr

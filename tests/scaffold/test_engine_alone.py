@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from rendering import in_project
+from rendering import in_project_alone
 
 BLOCKED = ("repro_tools", "matplotlib", "markdown", "nbformat", "scipy")
 ALONE = f"""
@@ -26,9 +26,9 @@ RUN = "raise SystemExit(main(['run', 'main', '--seeds', '0', '--resume', '--devi
 def test_a_run_begins_resumes_and_writes_its_record_without_the_tools(project):
     made = project()
     record = made / "runs/main/seed-0/record.json"
-    first = in_project(made, "-c", ALONE + STOPPED + RUN)
+    first = in_project_alone(made, "-c", ALONE + STOPPED + RUN)
     assert first.returncode == 130 and not record.exists(), first.stderr
-    second = in_project(made, "-c", ALONE + RUN)
+    second = in_project_alone(made, "-c", ALONE + RUN)
     assert second.returncode == 0 and "goes on at the evaluation" in second.stderr, second.stderr
     written = json.loads(record.read_text())
     assert written["metrics"] and "claims" not in written
@@ -37,5 +37,5 @@ def test_a_run_begins_resumes_and_writes_its_record_without_the_tools(project):
 
 @pytest.mark.parametrize("name", BLOCKED[:2])
 def test_the_block_blocks(project, name):
-    done = in_project(project(), "-c", f"{ALONE}\nimport {name}")
+    done = in_project_alone(project(), "-c", f"{ALONE}\nimport {name}")
     assert "ModuleNotFoundError" in done.stderr

@@ -1,6 +1,8 @@
 """The guard rails of a generated project, each broken on purpose: it must bite, and say where."""
 
 import json
+import os
+import re
 
 import pytest
 from rendering import PRESETS, in_project, render
@@ -25,18 +27,31 @@ def broken(toys):
         kept.setdefault(path, path.read_text())
         text = path.read_text()
         assert before in text, f"{name}: found no {before!r}"
-        path.write_text(text.replace(before, after))
+        write_later(path, text.replace(before, after))
         return toys[preset]
 
     yield replace
     for path, text in kept.items():
-        path.write_text(text)
+        write_later(path, text)
+
+
+def write_later(path, text):
+    """Writes a file as if seconds after the last time: Python takes a module of the same size and second for the same."""
+    later = path.stat().st_mtime + 2
+    path.write_text(text)
+    os.utime(path, (later, later))
+
+
+def preflown(project):
+    """The exit code and the rows of `repro preflight`."""
+    done = in_project(project, "-m", "repro_tools", "preflight", "--json")
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)["rows"]
 
 
 def failed_rows(project):
-    done = in_project(project, "-m", "repro_tools", "preflight", "--json")
-    assert done.stdout, done.stderr
-    return {row["check"]: row["text"] for row in json.loads(done.stdout)["rows"] if row["status"] == "fail"}
+    _, rows = preflown(project)
+    return {row["check"]: row["text"] for row in rows if row["status"] == "fail"}
 
 
 IN_THE_METHOD = [
@@ -105,8 +120,11 @@ def test_preflight_names_it(broken, preset, module, before, after, check):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_preflight_is_silent_on_the_untouched_project(toys, preset):
-    assert failed_rows(toys[preset]) == {}
+def test_preflight_leaves_only_the_placeholders_of_the_untouched_project_open(toys, preset):
+    code, rows = preflown(toys[preset])
+    assert code == 0 and [row for row in rows if row["status"] == "fail"] == []
+    (row,) = [row for row in rows if row["status"] == "open"]
+    assert row["check"] == "placeholders" and re.match(r"found \d+ places", row["text"])
 
 
 def test_the_projects_own_tests_bite_too(broken):
@@ -185,7 +203,7 @@ def test_a_verdict_comes_when_nothing_is_left_to_fill_in(template, tmp_path):
     config.write_text(config.read_text().replace("# FILL IN with the paper's values.", "# The paper's values."))
     done = in_project(project, "-m", "repro_tools", "check")
     assert "to fill in" not in done.stdout
-    for command in (["run", "main", "--seeds", "0", "1", "2"], ["report"]):
+    for command in (*(["run", "main", "--seeds", seed] for seed in "012"), ["report"]):
         done = in_project(project, "-m", "repro_tools", *command)
         assert done.returncode == 0, done.stderr
     (claim,) = json.loads((project / "reports/results.json").read_text())["claims"]

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -116,29 +117,45 @@ def test_its_workflow_calls_targets_that_its_makefile_has(rendered):
     assert set(called) | set(named) <= targets
 
 
-@pytest.mark.slow
-def test_installed_it_passes_its_own_tests_and_its_preflight(rendered, tmp_path):
-    """In an environment of its own, which sees the libraries of this one but not its packages."""
+INSTALLED = "generative"
+"""The preset that is installed for its tests. To install another would say the same again, as the next test holds."""
+
+
+def test_presets_are_installed_alike_but_for_their_dependencies(rendered, template, tmp_path):
     _, project = rendered
-    venv.create(tmp_path / "venv", with_pip=False)
-    own = tmp_path / "venv" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+    other = render(template, tmp_path / "my-paper", preset=INSTALLED)
+    told = [tomllib.loads((one / "pyproject.toml").read_text(encoding="utf-8")) for one in (project, other)]
+    libraries = [one["project"].pop("dependencies") for one in told]
+    assert told[0] == told[1] and set(libraries[0]) <= set(libraries[1])
+
+
+@pytest.mark.slow
+def test_it_passes_its_own_tests(rendered, tmp_path):
+    """Its preflight among them; of one preset in an environment of its own."""
+    preset, project = rendered
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    done = in_an_environment(tmp_path, project, *tests) if preset == INSTALLED else in_project(project, *tests)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def in_an_environment(folder: Path, project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """`python ...` where the project is installed, and which sees the libraries of this environment but not its packages."""
+    venv.create(folder / "venv", with_pip=False)
+    own = folder / "venv" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
     (own / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")  # and the tools
-    python = tmp_path / "venv" / "bin" / "python"
-    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", "."]
-    for command in (
-        [python, "-m", "pip", *install],
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        [python, "-m", "repro_tools", "preflight"],
-    ):
-        done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=LONGEST_S)
+    python = str(folder / "venv" / "bin" / "python")
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", "."]
+    for asked in (install, arguments):
+        done = subprocess.run([python, *asked], cwd=project, capture_output=True, text=True, timeout=LONGEST_S)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^OPEN +placeholders: found \d+ places", done.stdout, re.MULTILINE)
+    return done
 
 
 @pytest.mark.slow
 def test_a_full_run_of_the_toy_earns_no_verdict(rendered):
     _, project = rendered
-    for command in (["run", "*", "--seeds", "0", "1", "2"], ["report", "--note", "--checklist", "--html"]):
+    runs = [["run", "*", "--seeds", seed] for seed in "012"]  # at once they would be a new Python each
+    for command in (*runs, ["report", "--note", "--checklist", "--html"]):
         done = in_project(project, "-m", "repro_tools", *command)
         assert done.returncode == 0, done.stderr
     claims = json.loads((project / "reports/results.json").read_text())["claims"]

@@ -1,17 +1,13 @@
 """The tutorial: its steps, carried out as the page says. What the page shows of files and of outputs is what they are."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
-from forked import LONGEST_S
-from rendering import ROOT, render
+from rendering import ROOT, in_project, render
 
 from repro.config import flatten, read_yaml
 from repro_tools.spec import claim_hashes, load_spec
@@ -34,16 +30,10 @@ def written(step):
 
 def run(project, line):
     """What a line of the page prints. `repro` is the tools on the project's own engine."""
-    words = {
-        "repro": [sys.executable, "-m", "repro_tools"],
-        "pytest": [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
-    }
+    words = {"repro": ["-m", "repro_tools"], "pytest": ["-m", "pytest", "-p", "no:cacheprovider"]}
     command, _, fails = line.partition(" || ")
     program, *arguments = shlex.split(command)
-    done = subprocess.run(
-        [*words[program], *arguments], cwd=project, capture_output=True, text=True, timeout=LONGEST_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = in_project(project, *words[program], *arguments)
     assert done.returncode == (1 if fails else 0), f"{line}: {done.stdout}{done.stderr}"
     return done.stdout
 
