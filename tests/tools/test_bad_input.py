@@ -72,7 +72,7 @@ LAUGHS = "bomb:\n" + "".join(
 
 
 def everything(root: Path) -> dict:
-    """Every file below `root` with its bytes, every link with its target, every folder."""
+    """Every file below `root` with its bytes, or where it may not be read its time, every link with its target, every folder."""
     found = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -80,8 +80,10 @@ def everything(root: Path) -> dict:
             continue
         if path.is_symlink():
             found[name] = os.readlink(path)
+        elif path.is_dir():
+            found[name] = "folder"
         else:
-            found[name] = "folder" if path.is_dir() else path.read_bytes()
+            found[name] = path.read_bytes() if os.access(path, os.R_OK) else path.stat().st_mtime_ns
     return found
 
 
