@@ -78,7 +78,9 @@ def test_an_arxiv_identifier_gives_the_link_and_none_asks_for_one(template, tmp_
 def test_a_licence_is_in_the_project_and_in_its_metadata(project, licence):
     made = project(licence=licence)
     assert tomllib.loads((made / "pyproject.toml").read_text())["project"]["license"] == licence
-    assert re.sub(r"\W|\d.*", "", licence)[:3].lower() in (made / "LICENSE").read_text().lower()
+    text = (made / "LICENSE").read_text()
+    assert re.sub(r"\W|\d.*", "", licence)[:3].lower() in text.lower()
+    assert ("authors of paper-reproduction: the engine in repro/" in text) != (made / "repro/LICENSE").exists()
 
 
 def test_without_a_licence_only_the_kit_has_one(project):

@@ -92,7 +92,7 @@ IN_THE_METHOD = [
     ),
     (
         "dropout in the evaluation",
-        "classification", "networks.py", "self.grid(self.encoder(images))", "self.grid(nn.functional.dropout(self.encoder(images)))",
+        "classification", "phases.py", "self.grid(self.encoder(images))", "self.grid(nn.functional.dropout(self.encoder(images)))",
         "eval mode",
     ),
     (
