@@ -1,8 +1,13 @@
-"""The engine: configurations, phases, pools, checkpoints, runs and their records.
+"""The engine: configurations, phases, rounds, checkpoints, runs and their records.
 
-It never imports a method. A method describes itself in one `repro.method.Method` object that the project's
-`pyproject.toml` names, and `python -m repro` finds it from there. Nor does it import the tools
-(`repro_tools`), which know the specification and judge what it records.
+To read it: `phases` is what a method writes, `update` what a step of it can do, `loop` trains a phase, `run`
+a whole experiment, `method` finds the project, `__main__` is the command. Beneath lie `state` (what training
+changes), `checkpoint` and `rounds` (what is kept), `randomness`, `config`, `runtime` (device, processes) and
+`errors`.
+
+It never imports a method: a method describes itself in one `repro.method.Method` that the project's
+pyproject.toml names. Nor does it import the tools (`repro_tools`), which know the specification and judge
+what it records.
 """
 
 INTERFACE = 2
