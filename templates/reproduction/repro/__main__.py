@@ -16,21 +16,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from repro.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_INTERRUPTED,
-    EXIT_NO_READER,
-    EXIT_OK,
-    EXIT_RUN_FAILED,
-    EXIT_TERMINATED,
-    INTERRUPTED,
-    TERMINATED,
-    BadInput,
-    RunFailed,
-    Terminated,
-    ending_at_once,
-    termination,
-)
+from repro import errors
+from repro.errors import EXIT_OK, BadInput, RunFailed, Terminated, ending_at_once, termination
 
 if TYPE_CHECKING:
     from repro.method import Project
@@ -67,19 +54,19 @@ def carried_out(work: Callable[[], int]) -> int:
             with termination():
                 return work()
         except BadInput as error:
-            return _told(EXIT_BAD_INPUT, *(f"repro: {_one_line(problem)}" for problem in error.problems))
+            return _told(errors.EXIT_BAD_INPUT, *(f"repro: {_one_line(one)}" for one in error.problems))
         except RunFailed as error:
-            return _told(EXIT_RUN_FAILED, f"repro: {_one_line(str(error))}")
+            return _told(errors.EXIT_RUN_FAILED, f"repro: {_one_line(str(error))}")
         except KeyboardInterrupt:
-            return _told(EXIT_INTERRUPTED, INTERRUPTED)
+            return _told(errors.EXIT_INTERRUPTED, errors.INTERRUPTED)
         except Terminated:
-            return _told(EXIT_TERMINATED, TERMINATED)
+            return _told(errors.EXIT_TERMINATED, errors.TERMINATED)
         finally:
             # Here, since at the end of the interpreter a broken pipe can no longer be caught.
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_NO_READER
+        return errors.EXIT_NO_READER
 
 
 def _told(code: int, *lines: str) -> int:
@@ -102,7 +89,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**arguments, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(errors.EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 # Options, which the tools have as well.
