@@ -454,6 +454,26 @@ def test_a_round_of_the_seed_that_is_lost_is_made_again_in_the_middle(lose, made
     assert_same_bits(dict(resumed.networks.state_dict()), dict(whole.networks.state_dict()))
 
 
+class Uneven(Rounds):
+    def __init__(self, other: torch.Tensor):
+        self.other = other
+
+    def collect(self, state: Walk, update: Any) -> dict:
+        return super().collect(state, update) | {"other": self.other}
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        (torch.zeros(5), r"rows: found \[5, 6\], expected the same number in every column"),
+        (torch.zeros(()), "rows: found one number as other, expected one for every row"),
+    ],
+)
+def test_columns_of_unequal_lengths_are_refused(other, found, tmp_path):
+    with pytest.raises(RunFailed, match=f"phase rounds, step 1: collect: {found}"):
+        run(Uneven(other), tmp_path)
+
+
 class Partly(Rounds):
     def collect(self, state: Walk, update: Any) -> dict:
         made = update.room(7, {"where": (1,)})

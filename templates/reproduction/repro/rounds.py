@@ -206,6 +206,8 @@ def _kinds(shapes: Shapes, dtypes: Dtypes) -> Mapping[str, torch.dtype]:
 
 
 def _common_length(columns: Mapping[str, Tensor]) -> int:
+    if single := [name for name, column in columns.items() if column.ndim == 0]:
+        raise ValueError(f"rows: found one number as {single[0]}, expected one for every row")
     lengths = {len(column) for column in columns.values()}
     if len(lengths) > 1:
         raise ValueError(f"rows: found {sorted(lengths)}, expected the same number in every column")

@@ -207,7 +207,10 @@ class Update:
     def collected(self, rows: Batch) -> Rows:
         """What `collect` returned, on the CPU. Raises RunFailed for a part of the room that it was given."""
         if self._room is None:
-            return Rows.of({name: column.detach().cpu() for name, column in rows.items()})
+            try:
+                return Rows.of({name: column.detach().cpu() for name, column in rows.items()})
+            except ValueError as error:
+                raise self._refusal(f"collect: {error}") from None
         if rows is not self._room:
             raise self._refusal("collect: found other columns than update.room gave, expected those")
         if (found := self._runtime.world.total(self._room.filled)) != self._room.count:
