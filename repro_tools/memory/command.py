@@ -168,7 +168,7 @@ def _legend(found: Sequence[Estimate], processes: int) -> str:
         for name, size in one.storage.items()
     ]
     return "\n".join(
-        [*lines, *([_wrapped(f"On the host, in memory or on the disk: {', '.join(host)}")] if host else [])]
+        [*lines, *([_wrapped(f"On the disk: {', '.join(host)}")] if host else [])]
     )
 
 

@@ -154,7 +154,7 @@ def _about(session: Session) -> str:
     lines.append(_timing_table(session))
     if session.storage:
         listed = ", ".join(f"{one} {size / 2**30:.1f} GiB" for one, size in session.storage.items())
-        lines.append(f"On the host, in memory or on the disk: {listed}.")
+        lines.append(f"On the disk: {listed}.")
     facts = "\n".join(f"| {one.what} | {one.value} | {one.source} | {one.date} |" for one in platform.facts)
     lines.append(
         f"What was reported of {platform.title}; no promise:\n\n| limit | value | source | date |\n|---|---|---|---|\n{facts}"

@@ -158,7 +158,7 @@ def test_the_evaluation_is_done_without_gradients_on_all_networks(project, capsy
 
 def test_what_is_kept_on_the_host_is_named(project, capsys, monkeypatch):
     change(monkeypatch, storage=lambda self: {"pool": 3 * 2**30})
-    assert "On the host, in memory or on the disk: pool of toy line 3.00 GiB" in memory(capsys)[1]
+    assert "On the disk: pool of toy line 3.00 GiB" in memory(capsys)[1]
 
 
 def test_a_graph_that_is_kept_is_a_remark_and_an_innocent_phase_has_none(project, capsys, monkeypatch):

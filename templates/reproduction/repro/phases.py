@@ -188,7 +188,7 @@ class Phase(ABC, Generic[State]):
         return []
 
     def storage(self) -> Mapping[str, int]:
-        """Bytes that the phase keeps on the host, in memory or on the disk, by name."""
+        """Bytes of its rounds that lie on the disk at a time, by name; asked for before the run."""
         return {}
 
     def expected_initial_loss(self) -> float | None:
