@@ -7,6 +7,8 @@ Source: NSGF++, arXiv:2401.14069v1, eq. 13 and Remark 1; settings of the authors
 import os
 import shutil
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pykeops
 import torch
@@ -29,13 +31,16 @@ def velocity(
     once per dtype and dimension, and rounds 1 / eps to float32 even for float64 points). diameter: where the
     annealing starts; None measures it, which tensors without values do not allow.
     Raises ValueError for other shapes, dtypes or backends and for particles that all coincide, RuntimeError
-    for "online" without a C++ compiler.
+    for "online" without a C++ compiler, or with KeOps in a folder whose path has a space.
     """
     check_clouds(x, y)
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {BACKENDS}")
     if backend == "online" and compiler() is None:
         raise RuntimeError('backend "online" compiles at first use: install g++ or set CXX to a C++ compiler')
+    if backend == "online" and " " in keops_folder():
+        found = f"found a space in {keops_folder()}, which KeOps hands to the compiler without quotes"
+        raise RuntimeError(f'backend "online": {found}; make the environment in another folder')
     if diameter is None and bounding_diameter(x, x) == 0:
         raise ValueError("all particles coincide: GeomLoss cannot anneal from diameter 0; nsgf.sinkhorn can")
     settings = {"p": 2, "blur": blur, "scaling": scaling, "diameter": diameter}
@@ -50,6 +55,12 @@ def compiler() -> str | None:
     """Path of the C++ compiler that KeOps would take, or None."""
     names = (os.environ.get("CXX", ""), "clang++" if sys.platform == "darwin" else "g++", "g++")
     return next((path for path in map(shutil.which, filter(None, names)) if path), None)
+
+
+def keops_folder() -> str:
+    """Where KeOps is installed; its kernels are compiled against its own headers. Empty where it is not."""
+    found = find_spec("keopscore")
+    return str(Path(found.origin).parent) if found and found.origin else ""
 
 
 def _gradient(loss: SamplesLoss, particles: Tensor, targets: Tensor) -> Tensor:
