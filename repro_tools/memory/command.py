@@ -167,9 +167,7 @@ def _legend(found: Sequence[Estimate], processes: int) -> str:
         for one in estimate.footprints
         for name, size in one.storage.items()
     ]
-    return "\n".join(
-        [*lines, *([_wrapped(f"On the disk: {', '.join(host)}")] if host else [])]
-    )
+    return "\n".join([*lines, *([_wrapped(f"On the disk: {', '.join(host)}")] if host else [])])
 
 
 def _verdicts(found: Sequence[Estimate], devices: Sequence[Device], processes: int) -> str:
