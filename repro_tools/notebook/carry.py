@@ -23,7 +23,7 @@ from repro.errors import BadInput, RunFailed
 
 MANIFEST, FORMAT = "manifest.json", "repro-runs-1"
 LEFT_BEHIND = ("scratch", "*.partial", ".tmp*", "running.damaged.*")
-"""What `prepare` builds again, and what was not finished or is not sound."""
+"""What is made again, and what was not finished or is not sound."""
 BLOCK = 2**20
 ATTEMPTS = 5
 LARGEST_MANIFEST = 2**26

@@ -171,7 +171,7 @@ def warnings(session: Session) -> list[str]:
         )
     room = platform.memory_gib * 2**30
     found += [
-        f"{name} takes {size / 2**30:.1f} GiB of the disk, more than the memory of {platform.title} ({platform.memory_gib} GiB): slow to draw from"
+        f"{name} takes {size / 2**30:.1f} GiB of the disk, more than the memory of {platform.title} ({platform.memory_gib} GiB): minibatches are read from the disk"
         for name, size in session.storage.items()
         if size > room
     ]

@@ -171,7 +171,8 @@ def _measured(phase: Phase, config: RunConfig, records: Sequence[dict], device: 
                 short += 1
                 continue
             steps.append(step_s)
-            prepares.append(record["prepare_s"].get(phase.name, 0.0))
+            processes = len(record.get("sessions", {}).get(phase.name, [None]))  # each of them prepared
+            prepares.append(record["prepare_s"].get(phase.name, 0.0) / processes)
     if not steps:
         return None, short
     return Timing(median(steps), median(prepares), f"measured on {device}, {count(len(steps), 'run')}"), short

@@ -230,7 +230,7 @@ class PhaseResult:
     watched: Watched
     wall_s: float
     prepare_s: float
-    """Of `wall_s`, what `prepare` and `collect` took."""
+    """Of `wall_s`, what came before the first step of each process: `prepare`, a `collect` that is due."""
     peak_device_bytes: int
     sessions: list[Session]
     """Where each process began that trained it, and its Python and torch; nothing for one of version 0.1."""
@@ -323,9 +323,7 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
     steps = progress(range(loop.step, phase.steps), phase.name, phase.steps, loop.step, shown=world.first)
     with arithmetic(phase.precision), deferred_termination() as asked:
         for _ in steps:
-            collects = time.perf_counter()
             loop.collect_if_due()
-            prepare_s += time.perf_counter() - collects
             loop.one_step(loop.next_batch())
             ends = loop.step == phase.steps
             stops = world.any(bool(asked)) and not ends

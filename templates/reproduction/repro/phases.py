@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repro.config import Section
-from repro.errors import RunFailed
+from repro.errors import BadInput, RunFailed
 from repro.randomness import Draw as Draw
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ class Phase(ABC, Generic[State]):
         Draws come from `update.generator("a name")`. The minibatches of the round find the data in
         `draw.collected`.
         """
-        raise NotImplementedError(f"phase {self.name} has rounds (collect_every) and no `collect`")
+        raise BadInput(
+            f"phase {self.name}: found collect_every {self.collect_every} and no `collect`, expected both"
+        )
 
     def rebuilt(self, earlier: Mapping[str, Networks]) -> Mapping[str, nn.Module]:
         """Networks as `networks` names them, with any weights: a finished phase's are loaded into them."""

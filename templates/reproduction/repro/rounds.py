@@ -1,7 +1,7 @@
 """The data of a round, what `collect` made, in a folder beside the states of its phase (SKILL section 7).
 
-Each column is a file of raw numbers, mapped into memory. Filling it needs no second copy, a minibatch costs
-the same from a thousand rows and from a million, and what is larger than the memory lies on the disk.
+Each column is a file of raw numbers, mapped into memory. Filling it needs no second copy, a minibatch copies
+its own rows only, and what is larger than the memory lies on the disk.
 """
 
 from __future__ import annotations
