@@ -409,14 +409,17 @@ def _interrupt(
         findings.judge("boundary", problem, phase=name)
         before, check = checkpoint.load(saved), "resume"
         findings.passed("checkpoint", f"{saved.stat().st_size / 2**20:.1f} MiB", name)
-        loop = _begun(trial, trial.phases()[index], folder, models, before)
+        phase = trial.phases()[index]
+        if phase.collects_from_seed:
+            before["round"] = None  # lost, so that it is made again
+        loop = _begun(trial, phase, folder, models, before)
         put_back = leaves(with_rows(loop, loop.snapshot()))
         resumed = _to_the_end(loop)
         if problem is not None:
             findings.left_out("resume", "it differs before it is killed", name)
             return
         problem = first_difference(kept, resumed, "at the end")
-        if problem is not None:  # what was put back otherwise is nearer to the cause
+        if problem is not None and not phase.collects_from_seed:  # what was put back otherwise is nearer to the cause
             problem = first_difference(after_first, put_back, "when it was put back") or problem
         findings.judge("resume", problem, phase=name)
     except Exception as error:

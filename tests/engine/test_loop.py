@@ -119,7 +119,9 @@ class Stopped(BaseException):
 
 
 class KilledAt(Rounds):
-    def __init__(self, step: int):
+    """Dies before a step, or never."""
+
+    def __init__(self, step: int | None = None):
         self._killed_at = step
 
     def minibatch(self, step: int, draw: Draw) -> dict:
@@ -383,21 +385,17 @@ def test_columns_beside_those_that_were_made_room_for_are_refused(tmp_path):
         run(OtherColumns(), tmp_path)
 
 
-class InTheSame(Filled):
+class InTheSame(FilledAndKilled):
     """Shows what lies in the folder when a round is made."""
 
     def __init__(self, folder: Path, died_at: int | None = None):
-        self.folder, self.died_at, self.lay = folder, died_at, list[int]()
+        super().__init__(died_at)
+        self.folder, self.lay = folder, list[int]()
 
     def collect(self, state: Walk, update: Any) -> dict:
         rows = super().collect(state, update)
         self.lay.append(len(list(self.folder.glob("round*"))))
         return rows
-
-    def minibatch(self, step: int, draw: Draw) -> dict:
-        if step == self.died_at:
-            raise Stopped
-        return super().minibatch(step, draw)
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 3, 100])
@@ -422,24 +420,20 @@ def test_the_state_before_keeps_its_round_across_a_resume_at_a_border(tmp_path):
     assert_same_bits(dict(resumed.networks.state_dict()), dict(whole.networks.state_dict()))
 
 
-class FromSeed(Rounds):
+class FromSeed(KilledAt):
     """Rounds that are a function of seed and step."""
 
     collects_from_seed = True
 
     def __init__(self, died_at: int | None = None):
-        self.died_at, self.made = died_at, list[int]()
+        super().__init__(died_at)
+        self.made = list[int]()
 
     def collect(self, state: Walk, update: Any) -> dict:
         self.made.append(update.step_number)
         rows = update.room(6, {"where": (1,)})
         rows.add(where=torch.randn(6, 1, generator=update.generator("where")))
         return rows
-
-    def minibatch(self, step: int, draw: Draw) -> dict:
-        if step == self.died_at:
-            raise Stopped
-        return super().minibatch(step, draw)
 
 
 @pytest.mark.parametrize(("lose", "made"), [(lambda folder: None, [8]), (shutil.rmtree, [4, 8])], ids=["kept", "lost"])
@@ -452,6 +446,35 @@ def test_a_round_of_the_seed_that_is_lost_is_made_again_in_the_middle(lose, made
     resumed = run(phase, tmp_path / "killed")
     assert phase.made == made and resumed.curves == whole.curves
     assert_same_bits(dict(resumed.networks.state_dict()), dict(whole.networks.state_dict()))
+
+
+class NotFromSeed(FromSeed):
+    """Says so, and reads the state."""
+
+    def collect(self, state: Walk, update: Any) -> dict:
+        rows = super().collect(state, update)
+        with torch.no_grad():
+            rows["where"].add_(state.network.weight.sum())
+        return rows
+
+
+@pytest.mark.parametrize(("kind", "warned"), [(FromSeed, False), (NotFromSeed, True)])
+def test_a_round_that_is_made_again_otherwise_is_told(kind, warned, tmp_path, capsys):
+    with pytest.raises(Stopped):
+        run(kind(6), tmp_path)
+    shutil.rmtree(tmp_path / "scratch")
+    run(kind(), tmp_path)
+    told = "phase rounds, step 6: found other data in the round that was made again, round-"
+    assert (told in capsys.readouterr().err) == warned
+
+
+class WithoutCollect(Rounds):
+    collect = Phase.collect
+
+
+def test_rounds_without_collect_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="phase rounds: found collect_every 4 and no `collect`, expected both"):
+        run(WithoutCollect(), tmp_path)
 
 
 class Uneven(Rounds):

@@ -251,6 +251,29 @@ def test_a_counter_is_found_in_the_data_of_a_round(tmp_path):
     assert tried(Rounds, tmp_path / "innocent") == {}
 
 
+class FromSeed(Learner):
+    """One round for both steps, a function of the seed."""
+
+    collect_every = STEPS
+    collects_from_seed = True
+
+    def collect(self, state, update):
+        return {"seen": torch.randn(4, 1, generator=update.generator("seen"))}
+
+
+class FromTheState(FromSeed):
+    """Says so, and reads a weight, which has moved when the round is made again."""
+
+    def collect(self, state, update):
+        (weight, *_) = state.network.parameters()
+        return {"seen": super().collect(state, update)["seen"] + weight.detach().square().sum()}
+
+
+def test_a_round_that_is_no_function_of_the_seed_is_found(tmp_path):
+    assert tried(FromTheState, tmp_path / "planted") == {"resume": "round.rows.seen: found other bits at the end"}
+    assert tried(FromSeed, tmp_path / "innocent") == {}
+
+
 class Scaled(Learner):
     """Sets the scale of the loss in fp16 itself."""
 

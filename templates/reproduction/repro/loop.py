@@ -87,6 +87,7 @@ class Loop:
         self.step = 0
         """Steps done."""
         self.round: Round | None = None
+        self._lost: str | None = None  # the name of a round that is to be made again
         self.curves: dict[str, Curve] = {}
         self._orders: Orders = {}
         self._weights: tuple[list[int], list[tuple[str, Tensor]]] = [], []
@@ -108,6 +109,8 @@ class Loop:
             rows = self.update.collected(self.phase.collect(self.state, self.update))
         self.update.end(self._named_weights())
         self.round = Round(began, rows, self.update.gave_room_on_disk)
+        if self._lost is not None:
+            self._compare_with_the_lost()
 
     def next_batch(self) -> Batch:
         """The minibatch of the step that is next, on the CPU."""
@@ -183,7 +186,10 @@ class Loop:
             self.update.scaler.load_state_dict(before["scaler"])
         self.update.logged = {name: (step, value) for name, (step, value) in before["logged"].items()}
         self.curves = {name: [tuple(point) for point in curve] for name, curve in before["curves"].items()}
-        if (kept := _with_rows(before, self.phase, self.folder)["round"]) is not None:
+        kept = _with_rows(before, self.phase, self.folder)["round"]
+        if kept and kept["rows"] is None:
+            self._lost = kept["name"]
+        elif kept:
             self.round = Round(kept["began"], Rows.of(kept["rows"]), name=kept.get("name"))
 
     def require_scale(self) -> None:
@@ -204,6 +210,17 @@ class Loop:
             folder, rows = self.folder, self.round.rows
             self.round.name = rounds.seal(folder) if self.round.on_disk else rounds.write(folder, rows)
         return {"began": self.round.began, "name": self.round.name}
+
+    def _compare_with_the_lost(self) -> None:
+        """Says so when a round came out otherwise: on another machine, or it was no function of the seed."""
+        again = (self._saved_round() or {}).get("name", self._lost)
+        if again != self._lost:
+            found = f"found other data in the round that was made again, {again}, expected {self._lost}"
+            print(
+                f"repro: warning: phase {self.phase.name}, step {self.step}: {found}: other bits",
+                file=sys.stderr,
+            )
+        self._lost = None
 
     def _named_weights(self) -> list[tuple[str, Tensor]]:
         # Looked up again only where a step has put something else into the state.
@@ -418,7 +435,7 @@ def _with_rows(state: Mapping[str, Any], phase: Phase[Any], folder: Path | None)
         except checkpoint.Damaged:
             if not phase.collects_from_seed:
                 raise
-            kept = None
+            kept = kept | {"rows": None}
     return {**state, "round": kept}
 
 
