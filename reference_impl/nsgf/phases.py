@@ -91,7 +91,7 @@ class NSGFPhase(SingleLossPhase):
 
     def check(self, folder: Path) -> list[str]:
         self.laws.check()
-        self.runtime.world.require_shares(self.config.batch_size, self.name)
+        self.runtime.world.require_rows(self.config.batch_size, self.name)
         return []
 
     def rehearse(self, earlier: Mapping[str, nn.Module]) -> dict[str, Tensor]:

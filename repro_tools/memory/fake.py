@@ -28,7 +28,7 @@ from repro import state as states
 from repro.errors import BadInput
 from repro.phases import Networks, Phase, SingleLossPhase
 from repro.runtime import Runtime, World
-from repro.update import Update
+from repro.update import Update, rows_of
 from repro_tools.own_loop import has_own_loop
 
 CPU = torch.device("cpu")
@@ -114,9 +114,11 @@ class Rehearsal:
         self.minibatch: dict[str, Tensor] = {}
 
     def draw(self) -> None:
-        """Prepares the phase and draws its minibatch, on the host. Raises BadInput for rows that cannot be shared out equally."""
+        """Prepares the phase and draws its minibatch, on the host. Raises BadInput for fewer rows than processes."""
         rows = self.phase.rehearse(self._earlier)
-        self.minibatch = World(0, self._processes).share_of(rows, self.phase.name)
+        world = World(0, self._processes)
+        world.require_rows(min(map(len, rows.values())), self.phase.name)
+        self.minibatch = {name: column[rows_of(world.rank, world.size)] for name, column in rows.items()}
 
     @property
     def average(self) -> nn.Module | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from repro import errors
-from repro.errors import EXIT_OK, BadInput, RunFailed, Terminated, ending_at_once, termination
+from repro.errors import EXIT_OK, BadInput, RunFailed, Terminated, ToldElsewhere, ending_at_once, termination
 
 if TYPE_CHECKING:
     from repro.method import Project
@@ -61,6 +61,8 @@ def carried_out(work: Callable[[], int]) -> int:
             return _told(errors.EXIT_INTERRUPTED, errors.INTERRUPTED)
         except Terminated:
             return _told(errors.EXIT_TERMINATED, errors.TERMINATED)
+        except ToldElsewhere as error:
+            return error.code
         finally:
             # Here, since at the end of the interpreter a broken pipe can no longer be caught.
             sys.stdout.flush()
@@ -89,7 +91,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**arguments, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(errors.EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+        first = os.environ.get("RANK", "0") == "0"  # all processes of torchrun are given the same
+        self.exit(
+            errors.EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n" if first else None
+        )
 
 
 # Options, which the tools have as well.
@@ -103,6 +108,20 @@ def positive(text: str) -> int:
 def seed(text: str) -> int:
     """A whole number of at least 0."""
     return _whole(text, 0)
+
+
+class MicroBatches(argparse.Action):
+    """N for all phases, PHASE=N for one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        found = {}
+        for value in values:
+            phase, _, number = value.rpartition("=")
+            try:
+                found[phase or "*"] = positive(number)
+            except argparse.ArgumentTypeError as error:
+                raise argparse.ArgumentError(self, str(error)) from None
+        setattr(namespace, self.dest, found)
 
 
 def _whole(text: str, least: int) -> int:
@@ -120,6 +139,8 @@ class Seeds(argparse.Action):
 
 DEVICE = "cpu, cuda, cuda:1, or auto: cuda if there is one (default: auto)"
 DATA_ROOT = "where data sets lie; nothing is downloaded (default: data)"
+DIVIDED = "into how many a minibatch is divided, so that it fits: the same result (default: 1)"
+DRAWN_AHEAD = "processes that draw minibatches ahead: the same bits (default: 0)"
 STRICT = "strict: the same bits each time, or an error; warn: a warning (default: strict)"
 DRY_RUN = "print the resolved configuration and what would run, write nothing"
 
@@ -133,6 +154,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--runs": {"type": Path, "metavar": "DIR", "help": "where runs are kept (default: runs)"},
     "--device": {"default": "auto", "metavar": "NAME", "help": DEVICE},
     "--determinism": {"choices": ["strict", "warn"], "default": "strict", "help": STRICT},
+    "--micro-batches": {"nargs": "+", "action": MicroBatches, "default": {}, "metavar": "N", "help": DIVIDED},
+    "--workers": {"type": seed, "default": 0, "metavar": "N", "help": DRAWN_AHEAD},
     "--data-root": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": DATA_ROOT},
     "--dry-run": {"action": "store_true", "help": DRY_RUN},
     "--json": {"action": "store_true", "help": "print JSON"},
@@ -201,7 +224,8 @@ def prepared(options: argparse.Namespace, plans: Sequence[Plan], world: World) -
             for change in one.changes:
                 print(f"{one.experiment}: {change}", file=sys.stderr)
     if not options.dry_run:
-        return Runtime(device, options.data_root, world, determinism=options.determinism)
+        chosen = {"determinism": options.determinism, "workers": options.workers}
+        return Runtime(device, options.data_root, world, micro_batches=options.micro_batches, **chosen)
     if world.first:
         print(json.dumps({one.experiment: one.config.model_dump(mode="json") for one in plans}, indent=1))
     return None
@@ -212,10 +236,11 @@ Tell = Callable[["Plan", int, Path, bool], list[str]]
 
 
 def run(options: argparse.Namespace) -> int:
-    plans = planned(options)
-    from repro.runtime import world_of_this_process
+    with ending_at_once():
+        from repro.runtime import world_of_this_process
 
     with world_of_this_process() as world:
+        plans = planned(options)
         runtime = prepared(options, plans, world)
         if runtime is not None:
             run_here(options, plans, runtime, {}, tell)

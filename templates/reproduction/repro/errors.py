@@ -33,6 +33,20 @@ class Terminated(BaseException):
     """SIGTERM asked the process to end. No Exception, like KeyboardInterrupt: nothing swallows it."""
 
 
+class ToldElsewhere(BaseException):
+    """Another process of the run says why all of them end; this one only ends, with the exit code `code`."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
+
+
+def exit_code(error: BaseException) -> int:
+    """Of the command line that an exception ends."""
+    codes = {BadInput: EXIT_BAD_INPUT, KeyboardInterrupt: EXIT_INTERRUPTED, Terminated: EXIT_TERMINATED}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), EXIT_RUN_FAILED)
+
+
 INTERRUPTED = "repro: interrupted; go on with the same command and --resume"
 TERMINATED = "repro: ended by SIGTERM; go on with the same command and --resume"
 

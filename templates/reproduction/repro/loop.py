@@ -12,9 +12,10 @@ import os
 import platform
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from repro import checkpoint, rounds
 from repro import state as states
 from repro.config import Pace, differences
 from repro.errors import BadInput, RunFailed, Terminated, deferred_termination
-from repro.phases import Batch, Networks, Phase, SingleLossPhase
-from repro.randomness import Draw, Orders, seed_global_generators
+from repro.phases import Batch, Networks, Phase
+from repro.randomness import Draw, Orders, ahead, one_thread, seed_global_generators
 from repro.rounds import Rows
 from repro.runtime import Runtime, World, arithmetic, progress
 from repro.update import Update
@@ -34,6 +35,8 @@ from repro.update import Update
 RUNNING, FINISHED, SCRATCH = "running.safetensors", "model.safetensors", "scratch"
 """In a phase's folder: the last saved state while it runs, its networks when it is finished, and a folder for
 what can be made again."""
+PARTS = "parts.json"
+"""There too: what came out of trying the parts of a minibatch, at each beginning of a run in several."""
 
 LEAST_SCALE = 2.0**-24
 """Of a loss in fp16. A gradient that overflows with less is above 10^12, or not finite in any precision."""
@@ -55,6 +58,8 @@ class Round:
     rows: Rows
     on_disk: bool = False
     name: str | None = None
+    compared: bool = False
+    """Whether it is known to be the same in all processes, as what lies on the disk is."""
 
 
 class Loop:
@@ -75,10 +80,8 @@ class Loop:
         folder: Path | None = None,
         make_update: MakeUpdate = Update,
     ):
-        if (size := runtime.world.size) > 1 and not isinstance(phase, SingleLossPhase):
-            raise BadInput(f"phase {phase.name}: found {size} processes, expected one for a loop of its own")
         self.phase, self.seed, self.runtime, self.folder = phase, seed, runtime, folder
-        self._earlier = earlier
+        self.earlier = earlier
         seed_global_generators(seed, phase.stream, "initialise")
         self.state = phase.setup(earlier)
         states.check(self.state, phase.name, phase.shared_parameters)
@@ -90,11 +93,12 @@ class Loop:
         self._lost: str | None = None  # the name of a round that is to be made again
         self.curves: dict[str, Curve] = {}
         self._orders: Orders = {}
+        self._ahead: tuple[range, Iterator[Batch]] | None = None  # drawn by workers, and their steps
         self._weights: tuple[list[int], list[tuple[str, Tensor]]] = [], []
 
     def prepare(self, scratch: Path) -> None:
         """What the phase reads or builds before its first step."""
-        self.phase.prepare(self.seed, scratch, self._earlier)
+        self.phase.prepare(self.seed, scratch, self.earlier)
 
     def collect_if_due(self) -> None:
         """Makes the data of a round where one begins or they were lost, with products in float32."""
@@ -102,25 +106,47 @@ class Loop:
         began = self.step - self.step % every if every else 0
         if not every or (self.round and self.round.began == began):
             return
-        self.round = None  # so that two rounds are never held at a time
+        self.round = self._ahead = None  # so that two rounds are never held at a time
         seed_global_generators(self.seed, self.phase.stream, "collect", began)
         self.update.begin(began, self.folder)
         with arithmetic("float32"):
             rows = self.update.collected(self.phase.collect(self.state, self.update))
         self.update.end(self._named_weights())
-        self.round = Round(began, rows, self.update.gave_room_on_disk)
+        on_disk = self.update.gave_room_on_disk
+        self.round = Round(began, rows, on_disk, compared=on_disk)
         if self._lost is not None:
             self._compare_with_the_lost()
 
-    def next_batch(self) -> Batch:
-        """The minibatch of the step that is next, on the CPU."""
-        step, stream = self.step, self.phase.stream
+    def draw(self, step: int) -> Batch:
+        """The minibatch of a step of this round, on the CPU, on one thread."""
+        stream = self.phase.stream
         # Global generators too: a library may draw from them without asking.
         seed_global_generators(self.seed, stream, "step", step)
         began, rows = (self.round.began, self.round.rows) if self.round else (0, None)
         place = {"step": step, "round_step": step - began}
         draw = Draw(self.seed, stream, "draws", step, **place, collected=rows, orders=self._orders)
-        return self.phase.minibatch(step, draw)
+        with one_thread():
+            return self.phase.minibatch(step, draw)
+
+    def next_batch(self) -> Batch:
+        """The minibatch of the step that is next, from the workers where there are any."""
+        if not self.runtime.workers:
+            return self.draw(self.step)
+        if self._ahead is None or self._ahead[0].start != self.step:
+            every = self.phase.collect_every
+            ends = min(self.phase.steps, self.step - self.step % every + every if every else self.phase.steps)
+            steps, pin = range(self.step, ends), self.runtime.device.type == "cuda"
+            self._ahead = steps, ahead(self.draw, steps, self.runtime.workers, pin)
+        steps, drawn = self._ahead
+        batch = next(drawn)
+        self._ahead = (steps[1:], drawn) if len(steps) > 1 else None
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._ahead = None
 
     def one_step(self, batch: Batch) -> None:
         """The step that is next."""
@@ -130,6 +156,9 @@ class Loop:
         self.update.begin(self.step)
         self.phase.train_step(self.state, batch, self.update)
         self.update.end(self._named_weights())
+        if self.phase.parts_define:
+            buffers = [one for network in states.modules(self.state).values() for one in network.buffers()]
+            self.runtime.world.broadcast_into(buffers, f"phase {self.phase.name}, buffers")
         self.step += 1
 
     def numbers(self) -> dict[str, tuple[int, float]]:
@@ -190,7 +219,27 @@ class Loop:
         if kept and kept["rows"] is None:
             self._lost = kept["name"]
         elif kept:
-            self.round = Round(kept["began"], Rows.of(kept["rows"]), name=kept.get("name"))
+            self.round = Round(kept["began"], Rows.of(kept["rows"]), name=kept.get("name"), compared=True)
+
+    def require_same_state(self) -> None:
+        """Raises RunFailed when processes have other states, or data of a round: they would train apart."""
+        world = self.runtime.world
+        if world.size == 1:
+            return
+        own = {"state": states.saved(self.state)}
+        if self.round is not None and not self.round.compared:
+            own["round"], self.round.compared = dict(self.round.rows), True
+        names, digests = zip(*states.digests(own, "saved"), strict=True)
+        place = f"phase {self.phase.name}, step {self.step}, the state {zlib.crc32(repr(names).encode())}"
+        everywhere = world.gather(torch.tensor([digests]), place)
+        same_everywhere = (everywhere == everywhere[0]).all(0).tolist()
+        if other := [name for name, same in zip(names, same_everywhere, strict=True) if not same]:
+            first = other[0].removeprefix("saved.").removeprefix("state.")
+            found = f"found {first} different in the processes" + f" and {len(other) - 1} more" * (
+                len(other) > 1
+            )
+            ways = "update.step, update.all_reduce or update.broadcast"
+            raise self._failure(self.step, f"{found}; what changes it must come by {ways}")
 
     def require_scale(self) -> None:
         """Raises RunFailed when fp16 found no scale at which gradients are finite.
@@ -251,6 +300,8 @@ class PhaseResult:
     peak_device_bytes: int
     sessions: list[Session]
     """Where each process began that trained it, and its Python and torch; nothing for one of version 0.1."""
+    parts: list[dict[str, Any]]
+    """The verdicts on its parts, of each beginning in several."""
 
 
 def run_phase(
@@ -278,8 +329,15 @@ def run_phase(
             torch.cuda.reset_peak_memory_stats(runtime.device)
         given: dict[str, Any] = {"seed": seed, "runtime": runtime, "earlier": earlier}
         loop_folder = rounds_folder(phase, folder)
+        own = {"parts": runtime.parts_of(phase.name)} if phase.parts_define else {}
         # Named nowhere here, so that networks, optimisers and graphs are gone before the result is loaded.
-        _train(Loop(phase, **given, folder=loop_folder, make_update=make_update), folder, identity, pace)
+        with _workers(phase):
+            _train(
+                Loop(phase, **given, folder=loop_folder, make_update=make_update),
+                folder,
+                identity | own,
+                pace,
+            )
         phase.release()
     runtime.world.barrier()
     if runtime.device.type == "cuda":
@@ -324,10 +382,13 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
     began = time.perf_counter()
     loop.prepare(scratch)
     loop.collect_if_due()  # while a SIGTERM still ends the process: before the first step nothing is lost
+    if loop.runtime.parts_of(phase.name) > 1:
+        _try_parts(loop, folder / PARTS)
     prepare_s += time.perf_counter() - began
 
     def save(path: Path, contents: dict[str, Any]) -> None:
         states.require_finite(loop.state, phase.name, loop.step)
+        loop.require_same_state()
         wall_s = spent_s + time.perf_counter() - began
         if world.first:
             cost = {"wall_s": wall_s, "prepare_s": prepare_s}
@@ -367,6 +428,50 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
             raise Terminated
 
 
+def _try_parts(loop: Loop, path: Path) -> None:
+    """Keeps the verdict on the parts of this phase. Raises BadInput where it refuses them."""
+    from repro.split import require_same, split_test  # which imports what else no run needs
+
+    batch, runtime = loop.draw(loop.step), loop.runtime
+    verdict = split_test(loop.phase, batch, loop.step, loop.seed, runtime, loop.earlier)
+    if runtime.world.first:
+        kept, new = _verdicts(path), asdict(verdict)
+        with checkpoint.writing(path):
+            path.write_text(json.dumps([*kept, new] if new not in kept else kept))
+        if verdict.outcome == "not measured":
+            print(
+                f"repro: warning: phase {loop.phase.name}: parts: not measured: {verdict.why}",
+                file=sys.stderr,
+            )
+    require_same(loop.phase, verdict)
+
+
+def _verdicts(path: Path) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text())
+        return found
+    except (OSError, ValueError):
+        return []
+
+
+@contextmanager
+def _workers(phase: Phase[Any]) -> Iterator[None]:
+    """Within this block a worker that ends raises RunFailed, or BadInput for one that uses a GPU."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if "Cannot re-initialize CUDA" in text:
+            found = "found a minibatch that uses the GPU, expected one on the CPU, or --workers 0"
+            raise BadInput(f"phase {phase.name}: {found}") from None
+        if "DataLoader worker (pid" in text:
+            ways = "the last saved state is kept, go on with the same command and --resume"
+            raise RunFailed(
+                f"phase {phase.name}: a worker that draws minibatches ended ({text}); {ways}"
+            ) from None
+        raise
+
+
 def _load_finished(
     phase: Phase[Any],
     path: Path,
@@ -374,7 +479,9 @@ def _load_finished(
     device: torch.device,
     earlier: Mapping[str, Networks],
 ) -> PhaseResult:
-    state = _matching(checkpoint.load(path), path, identity)
+    state = checkpoint.load(path)
+    state["identity"].pop("parts", None)  # of its training alone
+    _matching(state, path, identity)
     networks = Networks(dict(phase.rebuilt(earlier)))
     with _fitting(path, phase):
         _steps_done(state, [phase.steps])
@@ -388,6 +495,7 @@ def _load_finished(
             prepare_s=state["prepare_s"],
             peak_device_bytes=state["peak_device_bytes"],
             sessions=state.get("sessions", []),
+            parts=_verdicts(path.with_name(PARTS)),
         )
 
 

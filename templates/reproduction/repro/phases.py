@@ -91,6 +91,9 @@ class Phase(ABC, Generic[State]):
     autocast, fp16 scales the loss. tf32 rounds factors to 10 bits on GPUs that can."""
     shared_parameters: tuple[str, ...] = ()
     """Optimisers of the state, by name, that may hold the same parameter: elsewhere taken for a mistake."""
+    parts_define: str = ""
+    """What the paper takes within each part of a minibatch, not of the whole: "the statistics of batch norm".
+    Then the number of parts belongs to the run's identity, and buffers are those of the first process."""
     minibatch_defines: str = ""
     """What another batch size would change besides the gradient's noise: "which pairs are matched"."""
     draws_as: str = ""

@@ -1,16 +1,21 @@
-"""Every random draw is a pure function of what it is for, so a resumed run needs no saved random state."""
+"""Every random draw is a pure function of what it is for, so a resumed run needs no saved random state, and
+any process can draw a minibatch ahead."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, MutableMapping
+import signal
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from repro.errors import BadInput, RunFailed
 from repro.rounds import NOTHING, Rows
 
 
@@ -100,3 +105,56 @@ class Draw(torch.Generator):
             order = torch.randperm(rows, generator=generator(*self._of, kind, begun, epoch))
             self._orders[kind, rows] = (begun, epoch), order
         return order[number * batch_size : (number + 1) * batch_size]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this block torch computes on one thread, as it does in workers: sums have the same bits then."""
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before > 1:
+            torch.set_num_threads(before)
+
+
+def ahead(draw: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Iterator[Any]:
+    """What `draw` gives for each of the steps, drawn ahead by as many processes, each a copy of this one.
+
+    With `pin` in memory from which a GPU copies without waiting.
+    """
+    loader = DataLoader(
+        _Drawn(draw),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        multiprocessing_context="fork",  # a phase and its data need no pickling
+        collate_fn=_as_it_is,
+        worker_init_fn=_deaf,
+        pin_memory=pin,
+        generator=torch.Generator(),  # not the global one, which belongs to the step
+    )
+    return iter(loader)
+
+
+class _Drawn(Dataset[Any]):
+    def __init__(self, draw: Callable[[int], Any]):
+        self._draw = draw
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self._draw(step)
+        except (BadInput, RunFailed) as error:
+            return error
+
+
+def _as_it_is(drawn: Any) -> Any:
+    return drawn
+
+
+def _deaf(worker: int) -> None:
+    """Signals to the whole group are for the process that trains: it saves, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -21,7 +21,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from repro import rounds
+from repro import INTERFACE, rounds
 from repro.checkpoint import Damaged, flush, previous, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import BadInput
@@ -43,6 +43,19 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_LOCKS: set[int] = set()
+"""Descriptors of the run folders that this process is at work in. Workers, which outlive a killed one by
+seconds, do not keep them."""
+
+
+def _release_locks() -> None:
+    for descriptor in _LOCKS:
+        os.close(descriptor)
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_release_locks)
 
 RECORD, CONFIG, SPEC, TENSORS = "record.json", "config.yaml", "spec.yaml", "tensors.safetensors"
 
@@ -125,11 +138,14 @@ def execute(
     """
     run, world = _run(plan, seed, run_folder(runs, plan.experiment, seed), runtime), runtime.world
     folder = run.folder
+    _check_micro_batches(run)
     _check_folder(run, resume, resume_phase)
     if (folder / RECORD).exists() and resume_phase is None:
         return folder
     messages = _check_machine(run, resume_phase)
-    world.barrier()  # nothing is written until every process has looked
+    world.require_same(
+        _facts(run), "processes of one run"
+    )  # nothing is written until every process has looked
     if world.first:
         make_folder(folder)
     with alone_in(folder) if world.first else nullcontext():
@@ -150,6 +166,20 @@ def execute(
             if world.first:
                 _evaluate(run, results, fixed | info)
     return folder
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What must be the same in all processes of a run: otherwise they draw or train apart."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "repro": INTERFACE,
+        "OMP_NUM_THREADS": torch.get_num_threads(),
+        "configuration": digest(run.plan.config),
+        "seed": run.seed,
+        "folder": str(run.folder.resolve()),
+        "micro-batches": {phase.name: run.runtime.micro_batches_of(phase.name) for _, phase, _ in run.phases},
+    }
 
 
 def _trained(run: Run) -> dict[str, PhaseResult]:
@@ -194,6 +224,11 @@ def _evaluate(run: Run, results: Mapping[str, PhaseResult], info: Mapping[str, A
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
         "curves": {name: _rounded(result.curves) for name, result in results.items()},
     }
+    divided = {phase.name: run.runtime.micro_batches_of(phase.name) for _, phase, _ in run.phases}
+    if any(count > 1 for count in divided.values()):
+        record["micro_batches"] = divided
+    if parts := {name: result.parts for name, result in results.items() if result.parts}:
+        record["parts"] = parts
     if watched := {name: result.watched for name, result in results.items() if result.watched}:
         record["watched"] = watched
     if resumed := {name: result.sessions for name, result in results.items() if len(result.sessions) > 1}:
@@ -269,6 +304,13 @@ def _check_machine(run: Run, resume_phase: int | None) -> list[str]:
                 expected = f"expected at most {rounds.DISK_SHARE:.0%} of the free disk, {rounds.gib(there)}"
                 raise BadInput(f"{own}: {found}, {expected}")
     return messages
+
+
+def _check_micro_batches(run: Run) -> None:
+    names = [phase.name for _, phase, _ in run.phases]
+    for name in run.runtime.micro_batches:
+        if name not in ("*", *names):
+            raise BadInput(f"--micro-batches: found the phase '{name}', expected one of: {', '.join(names)}")
 
 
 def _check_folder(run: Run, resume: bool, resume_phase: int | None) -> None:
@@ -367,6 +409,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    _LOCKS.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -377,6 +420,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             pass
         yield
     finally:
+        _LOCKS.discard(descriptor)
         os.close(descriptor)
 
 

@@ -2,17 +2,20 @@
 what is said so.
 
 Several processes of one machine, started by `torchrun --nproc-per-node N`, train one network: each draws the
-whole minibatch from the same generator and trains on its own share of it. So the result is that of one
-process with the same minibatch, up to the rounding of a sum in another order.
+whole minibatch from the same generator and trains on its own rows of it. Gradients are added up when an
+optimiser steps. So the result is that of one process with the same minibatch, up to the rounding of a sum in
+another order.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,12 +26,16 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed.rendezvous import rendezvous
 from tqdm import tqdm
 
-from repro.errors import BadInput, RunFailed
+from repro.errors import BadInput, RunFailed, ToldElsewhere, exit_code
 
 Determinism = Literal["strict", "warn"]
 
+MET = 3
+"""Numbers that processes exchange with each comparison of where they are."""
 LONGEST_WAIT = timedelta(days=7)
 """Of a process for the others, who may be evaluating. One that has ended is noticed at once."""
 
@@ -39,7 +46,8 @@ T = TypeVar("T")
 class World:
     """This process among those of the run: rank 0 .. size - 1. One process alone is rank 0 of 1.
 
-    What asks the others raises RunFailed when one of them has ended.
+    What asks the others is done by all of them, in one order. Each says first where it is, `place`, so that
+    two at different places find out and none waits. Raises RunFailed then, and when another one has ended.
     """
 
     rank: int = 0
@@ -59,69 +67,155 @@ class World:
         """Every size-th of `items`, beginning with the rank-th: the shares of all processes are all items."""
         return items[self.rank :: self.size]
 
-    def require_shares(self, rows: int, name: str) -> None:
-        """Raises BadInput when a minibatch of the phase `name` cannot be shared out equally."""
-        if rows % self.size:
-            expected = f"expected a multiple of the {self.size} processes"
-            raise BadInput(f"phases.{name}.batch_size: found a minibatch of {rows}, {expected}")
+    def require_rows(self, rows: int, name: str) -> None:
+        """Raises BadInput when a minibatch of the phase `name` has fewer rows than there are processes."""
+        if rows < self.size:
+            found, expected = (
+                f"found a minibatch of {rows} rows",
+                f"expected at least {self.size}, one a process",
+            )
+            raise BadInput(f"phases.{name}.batch_size: {found}, {expected}")
 
-    def share_of(self, batch: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-        """This process' rows of a minibatch. Raises BadInput when they cannot be shared out equally.
+    def sum_gradients(
+        self, weights: Sequence[Tensor], *numbers: float, place: str = "gradients"
+    ) -> list[float]:
+        """Puts the sum over processes in the place of each weight's gradient. Returns those of the numbers.
 
-        Unequal shares would weigh examples differently: the gradients are averaged over processes.
+        A gradient that some processes lack counts as zero there; one that all lack stays None.
         """
         if self.size == 1:
-            return dict(batch)
-        for column in batch.values():
-            self.require_shares(len(column), name)
-        return {key: column[self.rank :: self.size] for key, column in batch.items()}
+            return list(numbers)
+        there = bytes(weight.grad is not None for weight in weights)
+        met = self._meet(f"{place}, {len(weights)} weights", zlib.crc32(there), *numbers)
+        if len({held for held, *_ in met}) > 1:
+            there = bytes(self.gather(torch.tensor([list(there)]), place).any(0).tolist())
+        sums = []
+        for weight, anywhere in zip(weights, there, strict=True):
+            if anywhere:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                sums.append(weight.grad)
+        if any(one.is_sparse for one in sums):
+            expected = f"expected dense ones with {self.size} processes"
+            raise RunFailed(f"{place}: found a sparse gradient, {expected}")
+        self._together(sums, dist.all_reduce)
+        return [sum(column) for column in list(zip(*met, strict=True))[1:]]
 
-    def sum_gradients(self, weights: list[Tensor]) -> None:
-        """Puts the sum of all processes' gradients in the place of each. One that a process lacks is zero."""
+    def gather(self, rows: Tensor, place: str = "gather") -> Tensor:
+        """The rows of all processes, (sum of n, ...) from (n, ...) each, in the order of the ranks.
+
+        The gradient of what is made of them goes back to the process of each row.
+        """
+        return rows if self.size == 1 else _Gather.apply(rows, self, place)
+
+    def all_reduce(self, tensor: Tensor, place: str = "all_reduce") -> Tensor:
+        """The sum of a tensor over the processes, without a gradient."""
         if self.size == 1:
-            return
-        there = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.float64)
-        self._sum(there)
-        held = [weight for weight, anywhere in zip(weights, there.tolist(), strict=True) if anywhere]
-        for weight in held:
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        for dtype in dict.fromkeys(weight.dtype for weight in held):
-            gradients = [weight.grad for weight in held if weight.dtype == dtype and weight.grad is not None]
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            self._sum(flat)
-            for gradient, part in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+            return tensor.detach()
+        self._meet(f"{place} {tuple(tensor.shape)}")
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self._wait(dist.all_reduce, total)
+        return total
 
-    def total(self, value: float) -> float:
+    def broadcast(self, tensor: Tensor, place: str = "broadcast") -> Tensor:
+        """The first process' tensor, in all of them."""
+        if self.size == 1:
+            return tensor.detach()
+        self._meet(f"{place} {tuple(tensor.shape)}")
+        own = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self._wait(dist.broadcast, own, 0)
+        return own
+
+    def broadcast_into(self, tensors: Sequence[Tensor], place: str) -> None:
+        """Puts the first process' numbers into the tensors of all of them."""
+        if self.size > 1:
+            self._meet(f"{place}, {len(tensors)} tensors")
+            self._together(tensors, dist.broadcast, 0)
+
+    def texts(self, text: str, place: str) -> list[str]:
+        """The text of each process."""
+        if self.size == 1:
+            return [text]
+        lengths = self.gather(torch.tensor([len(text.encode())]), place).tolist()
+        letters = self.gather(torch.tensor(list(text.encode()), dtype=torch.uint8), place)
+        return [bytes(own.tolist()).decode() for own in letters.split(lengths)]
+
+    def require_same(self, facts: Mapping[str, Any], place: str) -> None:
+        """Raises BadInput for a fact, a plain value, in which a process differs from the first process."""
+        for rank, text in enumerate(all_facts := self.texts(json.dumps(facts), place)):
+            if text != all_facts[0]:
+                expected, found = json.loads(all_facts[0]), json.loads(text)
+                key = next(key for key in {**expected, **found} if expected.get(key) != found.get(key))
+                told = f"process {rank} found {found.get(key)}, expected {expected.get(key)} as process 0"
+                raise BadInput(f"{place}: {key}: {told}")
+
+    def total(self, value: float, place: str = "total") -> float:
         """The sum of a number over the processes."""
-        if self.size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64)
-        self._sum(total)
-        return float(total)
+        return value if self.size == 1 else sum(own for (own,) in self._meet(place, value))
 
-    def any(self, flag: bool) -> bool:
+    def any(self, flag: bool, place: str = "any") -> bool:
         """Whether `flag` holds in one of the processes. All of them get the same answer at the same step."""
-        return self.total(float(flag)) > 0
+        return self.total(float(flag), place) > 0
 
-    def barrier(self) -> None:
+    def barrier(self, place: str = "barrier") -> None:
         """Waits for all processes."""
-        self.total(0.0)  # unlike dist.barrier it needs no device
+        self.total(0.0, place)  # unlike dist.barrier it needs no device
 
-    def _sum(self, tensor: Tensor) -> None:
+    def _meet(self, place: str, *numbers: float) -> list[list[float]]:
+        """The numbers of each process, at most MET, once all of them are at this place."""
+        own = torch.zeros(1 + MET, dtype=torch.float64)  # of one size at all places
+        own[: 1 + len(numbers)] = torch.tensor([zlib.crc32(place.encode()), *numbers], dtype=torch.float64)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        self._wait(dist.all_gather, found, own)
+        if any(one[0] != own[0] for one in found):
+            found_at = f"found process {self.rank} of {self.size} at {place} and another one elsewhere"
+            expected = "expected all there: which calls there are must not depend on the process or its rows"
+            raise RunFailed(f"{found_at}, {expected}")
+        return [one[1 : 1 + len(numbers)].tolist() for one in found]
+
+    def _together(self, tensors: Sequence[Tensor], exchange: Callable[..., object], *arguments: Any) -> None:
+        """One exchange for all tensors of a kind, in place."""
+        for kind in dict.fromkeys((one.dtype, one.device) for one in tensors):
+            own = [one for one in tensors if (one.dtype, one.device) == kind]
+            flat = torch.cat([one.detach().reshape(-1) for one in own])
+            self._wait(exchange, flat, *arguments)
+            with torch.no_grad():
+                for one, part in zip(own, flat.split([one.numel() for one in own]), strict=True):
+                    one.copy_(part.view_as(one))
+
+    def _wait(self, exchange: Callable[..., object], *arguments: Any) -> None:
         try:
-            dist.all_reduce(tensor)
+            exchange(*arguments)
         except RuntimeError as error:
             why = " ".join(str(error).split())
             raise RunFailed(f"process {self.rank} of {self.size}: another one ended ({why})") from None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, rows: Tensor, world: World, place: str) -> Tensor:
+        met = world._meet(f"{place} of {tuple(rows.shape[1:])}", len(rows))
+        counts = [int(count) for (count,) in met]
+        most = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        most[: len(rows)] = rows
+        found = [torch.empty_like(most) for _ in counts]
+        world._wait(dist.all_gather, found, most)
+        context.world, context.counts, context.place = world, counts, place
+        return torch.cat([one[:count] for one, count in zip(found, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        total = context.world.all_reduce(slope, f"{context.place}, backward")
+        return total.split(context.counts)[context.world.rank], None, None
 
 
 @contextmanager
 def world_of_this_process() -> Iterator[World]:
     """The world that torchrun describes in the environment; without it this process is alone.
 
-    Raises BadInput for processes on more than one machine, since the data of rounds are shared by way of
-    local files, and for an environment that torchrun did not make.
+    Of what ends several processes, or one and then the others, one process tells: in the others ToldElsewhere
+    takes its place. Raises BadInput for processes on more than one machine, since the data of rounds are
+    shared by way of local files, and for an environment that torchrun did not make.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -133,14 +227,27 @@ def world_of_this_process() -> Iterator[World]:
     # Gradients of a GPU go by NCCL, and numbers that decide what to do next by gloo, without a device.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        store, rank, _ = next(rendezvous("env://"))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     except ValueError as error:
         expected = f"expected them started by torchrun ({error})"
         raise BadInput(f"WORLD_SIZE: found {size} processes, {expected}") from None
     try:
-        yield World(dist.get_rank(), size)
+        yield World(rank, size)
+    except BaseException as error:
+        if _is_told_elsewhere(store):
+            raise ToldElsewhere(exit_code(error)) from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _is_told_elsewhere(store: Any) -> bool:
+    """Whether another process has said that it tells why they end."""
+    try:
+        return bool(store.add("telling", 1) > 1)
+    except RuntimeError:  # it has ended that kept the store, of which this one should tell
+        return False
 
 
 @dataclass(frozen=True)
@@ -149,7 +256,9 @@ class Runtime:
 
     `stand_in_data`: a method reads no data set and takes a few random examples of the same shape, range and
     type in its place. `repro preflight` sets it where data is not to be had; no run ever does. `determinism`:
-    see `deterministic`; a resume to the same bits is promised for `strict`.
+    see `deterministic`; a resume to the same bits is promised for `strict`. `micro_batches`: into how many a
+    process divides its rows of a minibatch, by the name of a phase, or "*" for all. `workers`: how many
+    processes draw minibatches ahead.
     """
 
     device: torch.device
@@ -157,6 +266,15 @@ class Runtime:
     world: World = field(default_factory=World)
     stand_in_data: bool = False
     determinism: Determinism = "strict"
+    micro_batches: Mapping[str, int] = field(default_factory=dict)
+    workers: int = 0
+
+    def micro_batches_of(self, phase: str) -> int:
+        return self.micro_batches.get(phase, self.micro_batches.get("*", 1))
+
+    def parts_of(self, phase: str) -> int:
+        """Into how many parts a minibatch of the phase is divided: micro-batches of all processes."""
+        return self.world.size * self.micro_batches_of(phase)
 
 
 @contextmanager
