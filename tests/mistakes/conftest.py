@@ -77,3 +77,9 @@ class Storages(TorchDispatchMode):
 @pytest.fixture
 def storages() -> type[Storages]:
     return Storages
+
+
+@pytest.fixture
+def in_each_process() -> list[Callable[[], object]]:
+    """What each process of a check does to its copy of the code before it begins: a patch of this process reaches no other."""
+    return []
