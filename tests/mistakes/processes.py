@@ -18,7 +18,7 @@ from repro.runtime import Runtime, world_of_this_process
 def in_processes(
     size: int, first: Sequence[Callable[[], object]], function: Callable[..., Any], *arguments: Any, folder: Path
 ) -> list[Any]:
-    """What `function(runtime, *arguments)` gives in each of the processes, through JSON, after each has called all of `first`.
+    """What `function(runtime, *arguments)` gives in each process, through JSON, once it has called all of `first`.
 
     Raises RuntimeError with what they printed when one of them fails, which is no verdict of a proof.
     """

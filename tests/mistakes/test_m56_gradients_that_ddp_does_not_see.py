@@ -1,6 +1,6 @@
 """m56: gradients that DistributedDataParallel does not see.
 
-Whichever way the loss was made, after some steps all processes have the same weights, and they are those of one process.
+However the loss was made, after some steps all processes have the same weights, those of one process.
 """
 
 from dataclasses import dataclass

@@ -92,7 +92,7 @@ def get_state_dict_of_torch(monkeypatch):
 
 
 def a_step_to_fill_it(monkeypatch):
-    """As older code does it by hand: a step with zero gradients and a rate of zero makes the tensors that are to be loaded."""
+    """By hand: a step with zero gradients and a rate of zero makes the tensors that are to be loaded."""
 
     def get(state):
         (group,) = state.optimiser.param_groups
@@ -155,7 +155,7 @@ def test_which_optimisers_it_shifts(monkeypatch, optimiser):
 
 
 def test_the_first_step_of_adam_is_shorter(monkeypatch):
-    """0.744 of the rate for a weight with a gradient, by the corrections of a second step: (0.1 / 0.19) / sqrt(0.001 / 0.001999)."""
+    """0.744 of the rate for a weight with a gradient, by the corrections of a second step."""
     start = weights_after(0, "Adam")
     get_state_dict_of_torch(monkeypatch)
     moved = (weights_after(1, "Adam", [0]) - start).abs().max()

@@ -1,6 +1,6 @@
 """m58: accumulated losses that are not divided, or by another count than they are a mean over.
 
-A step in unequal micro-batches moves the weights as the whole minibatch does; one whose parts are weighed wrongly is refused.
+A step in unequal micro-batches moves the weights as the whole does; one with parts that are weighed wrongly is refused.
 """
 
 from functools import partial

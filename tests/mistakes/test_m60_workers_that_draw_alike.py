@@ -1,6 +1,6 @@
 """m60: workers of a DataLoader that draw alike.
 
-Minibatches that workers draw ahead differ from step to step, and are those of a run without workers, wherever they are drawn from.
+Minibatches that workers draw differ from step to step, and are those of a run without workers, whatever draws them.
 """
 
 import random
