@@ -81,5 +81,5 @@ def storages() -> type[Storages]:
 
 @pytest.fixture
 def in_each_process() -> list[Callable[[], object]]:
-    """What each process of a check does to its copy of the code before it begins: a patch of this process reaches no other."""
+    """What each process of a check does first: a patch of this process reaches no other."""
     return []

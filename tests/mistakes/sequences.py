@@ -24,7 +24,7 @@ class State:
 class Sequences(Phase[State]):
     """Errors at the places of sequences of unequal length: a mean over all places, or over those that are no padding.
 
-    `weights` gives what a part counts, of the part and the whole; None for the engine's own. In the padding stands `junk`.
+    `weights` gives what a part counts, of the part and the whole; None for the engine's. In the padding is `junk`.
     """
 
     name, steps = "sequences", 1
