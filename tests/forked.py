@@ -19,12 +19,16 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 
 
 def start(
-    function: Callable[..., int], *arguments: Any, output: Path, environment: Mapping[str, str] | None = None
+    function: Callable[..., int],
+    *arguments: Any,
+    output: Path,
+    environment: Mapping[str, str] | None = None,
+    daemon: bool = True,
 ) -> BaseProcess:
     """Calls `function` in a process of its own, in the current folder. What it returns is the exit code, what it prints
-    goes to the end of `output`."""
+    goes to the end of `output`. One that is to have workers is no daemon."""
     process = SERVER.Process(
-        target=_child, args=(function, arguments, str(output), dict(environment or {}), os.getcwd()), daemon=True
+        target=_child, args=(function, arguments, str(output), dict(environment or {}), os.getcwd()), daemon=daemon
     )
     process.start()
     return process

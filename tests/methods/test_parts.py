@@ -34,8 +34,9 @@ def drawing_nothing(patch: pytest.MonkeyPatch) -> None:
 
     def without_dropout() -> torch.nn.Module:
         made = network()
-        for module in made:
-            module.p = 0.0
+        for module in made.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
         return made
 
     patch.setattr(bank, "make_network", without_dropout)

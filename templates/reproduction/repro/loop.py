@@ -93,7 +93,7 @@ class Loop:
         self._lost: str | None = None  # the name of a round that is to be made again
         self.curves: dict[str, Curve] = {}
         self._orders: Orders = {}
-        self._ahead: tuple[range, Iterator[Batch]] | None = None  # drawn by workers, and their steps
+        self._ahead_of, self._ahead = range(0), iter(list[Batch]())  # what workers draw, and of which steps
         self._weights: tuple[list[int], list[tuple[str, Tensor]]] = [], []
 
     def prepare(self, scratch: Path) -> None:
@@ -106,7 +106,8 @@ class Loop:
         began = self.step - self.step % every if every else 0
         if not every or (self.round and self.round.began == began):
             return
-        self.round = self._ahead = None  # so that two rounds are never held at a time
+        self.close()
+        self.round = None  # so that two rounds are never held at a time
         seed_global_generators(self.seed, self.phase.stream, "collect", began)
         self.update.begin(began, self.folder)
         with arithmetic("float32"):
@@ -132,21 +133,21 @@ class Loop:
         """The minibatch of the step that is next, from the workers where there are any."""
         if not self.runtime.workers:
             return self.draw(self.step)
-        if self._ahead is None or self._ahead[0].start != self.step:
+        if self.step not in self._ahead_of:
             every = self.phase.collect_every
-            ends = min(self.phase.steps, self.step - self.step % every + every if every else self.phase.steps)
-            steps, pin = range(self.step, ends), self.runtime.device.type == "cuda"
-            self._ahead = steps, ahead(self.draw, steps, self.runtime.workers, pin)
-        steps, drawn = self._ahead
-        batch = next(drawn)
-        self._ahead = (steps[1:], drawn) if len(steps) > 1 else None
+            ends = self.step - self.step % every + every if every else self.phase.steps
+            self._ahead_of = range(self.step, min(ends, self.phase.steps))
+            pin = self.runtime.device.type == "cuda"
+            self._ahead = ahead(self.draw, self._ahead_of, self.runtime.workers, pin)
+        self._ahead_of = self._ahead_of[1:]
+        batch = next(self._ahead)  # named nowhere else: the workers end with the last name of it
         if isinstance(batch, Exception):
             raise batch
         return batch
 
     def close(self) -> None:
-        """Ends the workers."""
-        self._ahead = None
+        """Ends the workers. They ignore signals, and a process cannot end before they have."""
+        self._ahead_of, self._ahead = range(0), iter(())
 
     def one_step(self, batch: Batch) -> None:
         """The step that is next."""
@@ -331,13 +332,9 @@ def run_phase(
         loop_folder = rounds_folder(phase, folder)
         own = {"parts": runtime.parts_of(phase.name)} if phase.parts_define else {}
         # Named nowhere here, so that networks, optimisers and graphs are gone before the result is loaded.
-        with _workers(phase):
-            _train(
-                Loop(phase, **given, folder=loop_folder, make_update=make_update),
-                folder,
-                identity | own,
-                pace,
-            )
+        _train(
+            Loop(phase, **given, folder=loop_folder, make_update=make_update), folder, identity | own, pace
+        )
         phase.release()
     runtime.world.barrier()
     if runtime.device.type == "cuda":
@@ -399,7 +396,7 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
         save(running, loop.snapshot())  # to build it may take longer than all that follows
         kept = [loop.round.name]
     steps = progress(range(loop.step, phase.steps), phase.name, phase.steps, loop.step, shown=world.first)
-    with arithmetic(phase.precision), deferred_termination() as asked:
+    with arithmetic(phase.precision), deferred_termination() as asked, _workers(loop):
         for _ in steps:
             loop.collect_if_due()
             loop.one_step(loop.next_batch())
@@ -455,21 +452,22 @@ def _verdicts(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _workers(phase: Phase[Any]) -> Iterator[None]:
-    """Within this block a worker that ends raises RunFailed, or BadInput for one that uses a GPU."""
+def _workers(loop: Loop) -> Iterator[None]:
+    """Ends the workers after this block. In it one that ends raises RunFailed, or BadInput where it has to do
+    with a GPU."""
     try:
         yield
     except RuntimeError as error:
-        text = " ".join(str(error).split())
+        text, name = " ".join(str(error).split()), loop.phase.name
         if "Cannot re-initialize CUDA" in text:
-            found = "found a minibatch that uses the GPU, expected one on the CPU, or --workers 0"
-            raise BadInput(f"phase {phase.name}: {found}") from None
+            found = "found a minibatch that uses the GPU, expected one on the CPU"
+            raise BadInput(f"phase {name}: {found}, or --workers 0") from None
         if "DataLoader worker (pid" in text:
-            ways = "the last saved state is kept, go on with the same command and --resume"
-            raise RunFailed(
-                f"phase {phase.name}: a worker that draws minibatches ended ({text}); {ways}"
-            ) from None
+            kept = "the last saved state is kept, go on with the same command and --resume"
+            raise RunFailed(f"phase {name}: a worker that draws minibatches ended ({text}); {kept}") from None
         raise
+    finally:
+        loop.close()
 
 
 def _load_finished(
