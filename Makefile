@@ -121,8 +121,9 @@ notebooks: $(READY) ## write the notebooks of the reference implementation anew
 	  $(BIN)/repro notebook $$1 --platform $$2 --seeds 0 1 2 --source paper-reproduction.zip \
 	    --data-cell reference_impl/notebooks/data.py --runs /nowhere > /dev/null; done
 
-benchmark: $(READY) ## time of the engine beside plain scripts; time and memory of the Sinkhorn velocity and of a pool minibatch
+benchmark: $(READY) ## time of the engine beside plain scripts, of workers and of two processes; time and memory of the Sinkhorn velocity and of a pool minibatch
 	PYTHONPATH=.:$(ENGINE)/.. $(BIN)/python -m benchmarks.engine
+	PYTHONPATH=.:$(ENGINE)/.. $(BIN)/python -m benchmarks.parts
 	$(BIN)/python -m benchmarks.sinkhorn
 	$(BIN)/python -m benchmarks.pool
 

@@ -28,9 +28,11 @@ from repro.config import load
 from repro.errors import BadInput
 from repro.randomness import derive_seed
 from repro.runtime import Runtime, World, world_of_this_process
+from repro.update import Update, rows_of
 from repro_tools import cli
 
 ENDED = "repro: ended by SIGTERM; go on with the same command and --resume\n"
+ANOTHER = r"repro: process \d of 2: another one ended \(.*\)\n"
 SMOOTH = {"network": {**UNET, "dropout": 0.0}, "precision": "float32"}
 SHARED = merged(DIGITS, {"phases": {"velocity_field": SMOOTH, "straight_flow": SMOOTH}})
 
@@ -96,8 +98,14 @@ def refused(arguments):
 
 def noting_its_draws(arguments):
     """Writes what the global generator, from which dropout draws, was seeded with before each loss of the line."""
-    seeds, loss = [], Line.loss
-    Line.loss = lambda *given: (seeds.append(torch.initial_seed()), loss(*given))[1]
+    seeds, step = [], Line.train_step
+
+    def train_step(self, state, batch, update):
+        if type(update) is Update:  # and none that only tries the parts
+            seeds.append(torch.initial_seed())
+        step(self, state, batch, update)
+
+    Line.train_step = train_step
     code = quick(arguments)
     Path(f"draws.{os.environ['RANK']}").write_text(json.dumps(seeds))
     return code
@@ -249,7 +257,8 @@ def test_all_processes_stop_together_when_one_is_asked_to_and_go_on_to_the_same_
     assert toy([quick, quick], "whole")[0] == [0, 0]
     functions = [quick, quick]
     functions[asked] = asked_at_step_3
-    assert toy(functions, "runs") == ([143, 143], [ENDED, ENDED])
+    codes, logs = toy(functions, "runs")
+    assert codes == [143, 143] and "".join(logs) == ENDED  # one of them says so
     assert steps_done(project, "runs") == 4
     assert toy([quick, quick], "runs", "--resume")[0] == [0, 0]
     assert_same(states(project / "whole"), states(project / "runs"))
@@ -293,52 +302,174 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_sam
 
 
 @pytest.mark.parametrize(
-    ("functions", "failed", "message"),
+    ("functions", "message"),
     [
-        ([quick, failing_at_step_7], 1, "MemoryError: no room for step 7"),
-        ([without_room_for_a_state, quick], 0, "No space left on device): found "),
+        ([quick, failing_at_step_7], "MemoryError: no room for step 7"),
+        ([without_room_for_a_state, quick], "No space left on device): found "),
     ],
     ids=["in a step", "in saving"],
 )
-def test_a_process_that_fails_ends_the_others(toy, functions, failed, message):
+def test_a_process_that_fails_ends_the_others(toy, functions, message):
     codes, logs = toy(functions, "runs")
-    assert codes == [1, 1] and message in logs[failed]
+    assert codes == [1, 1] and message in "".join(logs) and "another one ended" not in "".join(logs)
 
 
 def test_a_process_that_is_refused_alone_ends_the_others_in_one_line_before_anything_is_written(project, toy):
     codes, logs = toy([quick, refused], "runs")
-    assert codes == [1, 2] and logs[1] == "repro: phases.line: found no room, expected some\n"
-    assert re.fullmatch(r"repro: process 0 of 2: another one ended \(.*\)\n", logs[0])
+    assert codes == [1, 2] and logs == ["", "repro: phases.line: found no room, expected some\n"]
     assert not (project / "runs").exists()
 
 
-def test_a_minibatch_that_cannot_be_shared_out_is_refused_in_one_line(toy):
-    line = "repro: phases.line.batch_size: found a minibatch of 7, expected a multiple of the 2 processes"
-    codes, logs = toy([quick, quick], "runs", "--set", "phases.line.batch_size=7")
-    assert codes == [2, 2] and [log.splitlines()[-1] for log in logs] == [line, line]
+def test_a_minibatch_of_fewer_rows_than_processes_is_refused_in_one_line(toy):
+    codes, logs = toy([quick, quick], "runs", "--set", "phases.line.batch_size=1")
+    found = "repro: phases.line.batch_size: found a minibatch of 1 rows, expected at least 2, one a process\n"
+    assert codes == [2, 2] and "".join(log.splitlines(True)[-1] for log in logs if "refused" not in log).endswith(found)
+    assert "".join(logs).count("expected at least 2") == 1
 
 
-def test_a_batch_size_that_cannot_be_shared_out_is_refused_before_anything_is_written(tmp_path):
+def test_a_batch_size_of_fewer_rows_than_processes_is_refused_before_anything_is_written(tmp_path):
     config, _ = load(ImageConfig, write_project(tmp_path, "digits", SHARED) / "configs" / "digits.yaml")
-    phase = make_phases(config, Runtime(torch.device("cpu"), world=World(0, 3)))[1]
-    with pytest.raises(BadInput, match="phases.straight_flow.batch_size: found a minibatch of 8, expected a multiple"):
+    phase = make_phases(config, Runtime(torch.device("cpu"), world=World(0, 9)))[1]
+    with pytest.raises(
+        BadInput, match="phases.straight_flow.batch_size: found a minibatch of 8 rows, expected at least 9"
+    ):
         phase.check(tmp_path)
 
 
-def test_shares_are_all_rows_each_once():
-    batch = {"x": torch.arange(12).reshape(6, 2), "t": torch.arange(6)}
-    shares = [World(rank, 3).share_of(batch, "line") for rank in range(3)]
-    assert [len(share["x"]) for share in shares] == [2, 2, 2]
-    assert sorted(row for share in shares for row in share["t"].tolist()) == list(range(6))
+@pytest.mark.parametrize(("rows", "parts"), [(6, 3), (7, 3), (7, 7), (9, 4)])
+def test_parts_are_all_rows_each_once(rows, parts):
+    batch = {"x": torch.arange(2 * rows).reshape(rows, 2), "t": torch.arange(rows)}
+    shares = [{name: column[rows_of(part, parts)] for name, column in batch.items()} for part in range(parts)]
+    sizes = [len(share["x"]) for share in shares]
+    assert max(sizes) - min(sizes) <= 1 and sum(sizes) == rows
+    assert sorted(row for share in shares for row in share["t"].tolist()) == list(range(rows))
     assert all(torch.equal(share["x"][:, 0], 2 * share["t"]) for share in shares)  # rows stay together
     assert sorted(item for rank in range(3) for item in World(rank, 3).share(range(7))) == list(range(7))
 
 
-@pytest.mark.parametrize("columns", [{"x": 6, "t": 5}, {"x": 5, "t": 6}])
-def test_the_column_that_cannot_be_shared_out_is_the_one_that_is_named(columns):
-    batch = {name: torch.zeros(rows) for name, rows in columns.items()}
-    with pytest.raises(BadInput, match="found a minibatch of 5, expected a multiple of the 2 processes"):
-        World(0, 2).share_of(batch, "line")
+def with_columns_of_other_lengths(arguments):
+    Line.minibatch = lambda self, step, draw: {"x": torch.zeros(8, 1), "y": torch.zeros(7, 1)}
+    return quick(arguments)
+
+
+def test_columns_of_other_lengths_are_refused_in_one_line(toy):
+    codes, logs = toy([with_columns_of_other_lengths] * 2, "runs")
+    assert codes == [1, 1]
+    line = "repro: phase line, step 1: found columns of 7, 8 rows, expected the same number in each with 2 parts\n"
+    assert "".join(logs) == line
+
+
+# Processes that are not alike.
+
+
+def on_two_threads(arguments):
+    torch.set_num_threads(2)
+    return quick(arguments)
+
+
+def of_another_version(arguments):
+    torch.__version__ = "1.2.3"
+    return quick(arguments)
+
+
+def of_another_configuration(arguments):
+    return quick([*arguments, "--set", "phases.line.learning_rate=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        (on_two_threads, "OMP_NUM_THREADS: process 1 found 2, expected 1 as process 0"),
+        (of_another_version, "torch: process 1 found 1.2.3, expected "),
+        (of_another_configuration, "configuration: process 1 found "),
+    ],
+)
+def test_a_process_unlike_the_first_is_refused_in_one_line_before_anything_is_written(project, toy, other, found):
+    codes, logs = toy([quick, other], "runs")
+    assert codes == [2, 2]
+    (line,) = [line for log in logs for line in log.splitlines() if not line.startswith("toy: phases.line.learning")]
+    assert line.startswith(f"repro: processes of one run: {found}")
+    assert not (project / "runs").exists()
+
+
+# Processes that go apart.
+
+
+def in_steps(act):
+    """Has `act(state, batch, update)` called before each step of the line phase that is no trial."""
+    step = Line.train_step
+
+    def train_step(self, state, batch, update):
+        if type(update) is Update:
+            act(state, update)
+        step(self, state, batch, update)
+
+    Line.train_step = train_step
+
+
+def rank():
+    return int(os.environ["RANK"])
+
+
+def asking_once_more(arguments):
+    """One process reduces something of its own at step 3, where the other steps."""
+
+    def act(state, update):
+        if update.step_number == 3:
+            update.all_reduce(torch.ones(5))
+
+    in_steps(act)
+    return quick(arguments)
+
+
+def ending_its_phase_early(arguments):
+    def act(state, update):
+        if update.step_number == 3:
+            raise SystemExit(0)
+
+    in_steps(act)
+    return quick(arguments)
+
+
+def logging_its_own(arguments):
+    in_steps(lambda state, update: update.log("rank", float(rank())))
+    return quick(arguments)
+
+
+def shifting_a_weight(arguments):
+    def act(state, update):
+        if update.step_number == 3:
+            with torch.no_grad():
+                next(state.model.parameters())[0] += 1e-6 * rank()
+
+    in_steps(act)
+    return quick(arguments)
+
+
+@pytest.mark.parametrize(
+    ("functions", "line"),
+    [
+        (
+            [quick, asking_once_more],
+            r"repro: found process \d of 2 at phase line, step 4, .* and another one elsewhere, .*",
+        ),
+        ([quick, ending_its_phase_early], ANOTHER.removesuffix(r"\n")),
+        ([quick, killed_at_step_7], ANOTHER.removesuffix(r"\n")),
+        (
+            [logging_its_own] * 2,
+            r"repro: phase line, step 3: update.log: found \[0.0, 1.0\] in the processes for 'rank', expected the same, .*",
+        ),
+        (
+            [shifting_a_weight] * 2,
+            r"repro: phase line, step 5: found model.state_dict.0.weight different in the processes; .*",
+        ),
+    ],
+    ids=["one exchange more", "one ends early", "one is killed", "numbers of their own", "a weight apart"],
+)
+def test_processes_that_go_apart_end_in_one_line_and_lose_nothing(project, toy, functions, line):
+    codes, logs = toy(functions, "runs")
+    assert 1 in codes and re.fullmatch(line, "".join(logs).strip()), logs
+    assert toy([quick, quick], "runs", "--resume")[0] == [0, 0]
 
 
 def gradient_of(value, dtype=torch.float32):

@@ -16,7 +16,7 @@ from repro.errors import BadInput, RunFailed
 from repro.loop import RUNNING, Loop, run_phase
 from repro.phases import Networks, Phase, SingleLossPhase
 from repro.randomness import Draw
-from repro.runtime import Runtime, World
+from repro.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"))
 EVERY = 4
@@ -204,12 +204,6 @@ def test_networks_of_other_names_are_refused(tmp_path):
     run(Rounds(), tmp_path)
     with pytest.raises(BadInput, match=r"found the networks \['network'\], expected \['renamed'\]"):
         run(NoNetwork(), tmp_path)
-
-
-def test_a_loop_of_its_own_is_refused_in_several_processes():
-    runtime = Runtime(torch.device("cpu"), world=World(0, 2))
-    with pytest.raises(BadInput, match="phase rounds: found 2 processes, expected one for a loop of its own"):
-        Loop(Rounds(), seed=1, runtime=runtime, earlier={})
 
 
 def test_another_version_of_torch_is_said_and_kept(tmp_path, monkeypatch, capsys):

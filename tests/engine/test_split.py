@@ -128,11 +128,6 @@ class SumOverAConstant(Classifier):
         return F.cross_entropy(state.network(part["x"]), part["label"], reduction="sum") / len(batch["x"])
 
 
-class LeftUndivided(Classifier):
-    def weight(self, part, batch):
-        return 1.0
-
-
 class Resting(Classifier):
     """Leaves layers out at random, as stochastic depth does."""
 
@@ -339,11 +334,16 @@ def test_it_says_whether_the_step_draws(make: Any, draws: bool) -> None:
     assert verdict(make(), micro_batches=4)[2] == draws
 
 
-def test_weights_that_do_not_sum_to_one_are_refused() -> None:
-    with pytest.raises(
-        RunFailed, match=r"found weights that sum to 4 over all parts, expected 1: each part's fraction"
-    ):
-        verdict(LeftUndivided(), micro_batches=4)
+@pytest.mark.parametrize(("weight", "total"), [(1.0, "4"), (0.25, "0.25"), (torch.tensor(0.25), "0.25")])
+def test_weights_that_do_not_sum_to_one_are_refused(weight: Any, total: str) -> None:
+    """Those for four micro-batches sum to one in four, and are right where all have equally many rows: by luck."""
+
+    class Given(Classifier):
+        def weight(self, part, batch):
+            return weight
+
+    with pytest.raises(RunFailed, match=f"found weights that sum to {total} over all parts, expected 1: each part's"):
+        verdict(Given(), micro_batches=4)
 
 
 def test_rows_of_other_micro_batches_cannot_be_gathered() -> None:

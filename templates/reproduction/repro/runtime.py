@@ -234,6 +234,8 @@ def world_of_this_process() -> Iterator[World]:
         raise BadInput(f"WORLD_SIZE: found {size} processes, {expected}") from None
     try:
         yield World(rank, size)
+    except SystemExit:  # of which nothing is told
+        raise
     except BaseException as error:
         if _is_told_elsewhere(store):
             raise ToldElsewhere(exit_code(error)) from error

@@ -83,6 +83,8 @@ def split_test(
         before = copy.deepcopy(states.saved(state))
         whole.do(state, few, step)
         states.restore(state, before)
+    except (BadInput, RunFailed):  # such as for weights that only sum to 1 over a certain number of parts
+        raise
     except Exception as error:  # of the method, on fewer rows than a run has
         return verdict("not measured", f"on {rows} rows alone the step raises {_line(error)}")
     parts = _Trial(own, seed, runtime, whole, rows)

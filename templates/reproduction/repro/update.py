@@ -358,8 +358,8 @@ class Update:
         self._calls = None
         if self._runtime.world.size == 1:
             if isinstance(fraction, Tensor):
-                off = (fraction - 1).abs().nan_to_num(0)
-                self._off = off.maximum(torch.as_tensor(self._off).to(off))
+                off, before = (fraction - 1).nan_to_num(0), torch.as_tensor(self._off).to(fraction)
+                self._off = off.where(off.abs() > before.abs(), before)  # not looked at: a GPU would wait
             else:
                 self._require_whole(fraction - 1)
             return
