@@ -20,7 +20,7 @@ from repro.method import Project
 from repro.phases import Phase
 from repro.runtime import Runtime
 from repro_tools.memory.devices import find
-from repro_tools.memory.measured import LEAST_STEPS, is_too_short, step_of
+from repro_tools.memory.measured import LEAST_STEPS, in_one_part, is_too_short, step_of
 from repro_tools.memory.roofline import NOTHING
 from repro_tools.memory.words import count, in_words
 
@@ -165,7 +165,8 @@ def _measured(phase: Phase, config: RunConfig, records: Sequence[dict], device: 
     steps, prepares, short = [], [], 0
     own = _own(config.model_dump(mode="json"), phase.name)
     for record in records:
-        if _own(record["config"], phase.name) == own and phase.name in record["wall_s"]:
+        comparable = _own(record["config"], phase.name) == own and in_one_part(record, phase.name)
+        if comparable and phase.name in record["wall_s"]:
             step_s, done = step_of(record, phase.name)
             if is_too_short(done, phase.steps):
                 short += 1

@@ -106,6 +106,7 @@ repro.state.move
 repro.state.parameters
 repro.state.require_finite
 repro.update.Update
+repro.update.rows_of
 """
 """What the tools use of the engine. A name that goes or changes its meaning raises `repro.INTERFACE`."""
 
