@@ -6,6 +6,9 @@ from collections.abc import Collection, Mapping
 
 from repro.errors import BadInput
 
+WHOLE: Mapping[str, int] = {}
+"""The micro-batches of a run that divides nothing."""
+
 
 def require_phases(micro_batches: Mapping[str, int], names: Collection[str]) -> None:
     """Raises BadInput for micro-batches of a phase that none of the experiments has."""

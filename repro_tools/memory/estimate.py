@@ -13,9 +13,9 @@ from repro_tools.memory.devices import Device
 from repro_tools.memory.fake import CPU, CannotRehearse
 from repro_tools.memory.fitting import Divided, Smaller, more_micro_batches, smaller_minibatch
 from repro_tools.memory.footprint import Footprint, Part, needed, of_evaluation, of_phase
+from repro_tools.parts import WHOLE
 
 RUNTIME = Runtime(CPU)
-NOWHERE: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Estimate:
     failures: tuple[str, ...]
 
 
-def estimate(planned: Planned, processes: int = 1, micro_batches: Mapping[str, int] = NOWHERE) -> Estimate:
+def estimate(planned: Planned, processes: int = 1, micro_batches: Mapping[str, int] = WHOLE) -> Estimate:
     """Rehearses every phase and the evaluation of an experiment. `micro_batches`: as `Runtime` takes them."""
     divided = Runtime(CPU, micro_batches=micro_batches).micro_batches_of
     footprints, failures = [], []
