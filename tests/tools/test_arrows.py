@@ -102,6 +102,8 @@ repro.runtime.machine
 repro.runtime.progress
 repro.runtime.say
 repro.runtime.world_of_this_process
+repro.split.Verdict
+repro.split.split_test
 repro.state.move
 repro.state.parameters
 repro.state.require_finite
