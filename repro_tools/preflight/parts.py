@@ -60,4 +60,6 @@ def look_at_parts(
     elif wanted > 1:
         findings.not_measured_all(["parts"], found.why, phase.name)
     else:
-        findings.left_out("parts", f"not measured: {found.why}: {ALONE}, {others} is not known to give the same", phase.name)
+        findings.left_out(
+            "parts", f"not measured: {found.why}: {ALONE}, {others} is not known to give the same", phase.name
+        )
