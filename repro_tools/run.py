@@ -82,6 +82,7 @@ def _run_in_processes(options: argparse.Namespace, plans: list[Plan]) -> list[st
     there = {run for run, folder in folders.items() if (folder / RECORD).exists() and again}
     passed = [*(f"--set={override}" for override in command_line.overrides(options)), "--device", options.device]
     passed += ["--data-root", str(options.data_root), "--determinism", options.determinism]
+    passed += [*_micro_batches(options), "--workers", str(options.workers)]
     passed += ["--resume"] if options.resume else []
     passed += ["--resume-phase", str(options.resume_phase)] if options.resume_phase else []
 
@@ -98,6 +99,11 @@ def _run_in_processes(options: argparse.Namespace, plans: list[Plan]) -> list[st
     else:
         print(options.runs)
     return failures
+
+
+def _micro_batches(options: argparse.Namespace) -> list[str]:
+    given = [f"{name}={count}" for name, count in options.micro_batches.items()]
+    return ["--micro-batches", *given] if given else []
 
 
 def execute_many(

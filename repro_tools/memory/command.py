@@ -19,12 +19,17 @@ from repro.runtime import progress
 from repro_tools.memory import hours
 from repro_tools.memory.devices import DEVICES, Device
 from repro_tools.memory.estimate import Advice, Estimate, Planned, estimate, fits, too_large, ways_to_fit
+from repro_tools.memory.fitting import Divided
 from repro_tools.memory.footprint import Footprint, Part, allowances, needed
 from repro_tools.memory.storages import REST
 from repro_tools.own_loop import require_single_loss
+from repro_tools.parts import require_phases
 
 GIB, MIB = 2**30, 2**20
 WIDTH, NAME_WIDTH = 118, 54
+HOURS_OF_ONE_PART = (
+    "These hours are those of whole minibatches. Micro-batches take more launches: how much longer was not measured."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that share each minibatch, one device each (default: 1)",
     )
+    command_line.add(parser, "--micro-batches")
     hours.add_arguments(parser)
     command_line.add(parser, "--set", "--train-iters", "--json")
 
@@ -63,21 +69,24 @@ def command(options: argparse.Namespace) -> int:
             print(f"{plan.experiment}: {change}", file=sys.stderr)
     for plan in plans:
         require_single_loss(plan.phases(), plan.experiment)
+    require_phases(options.micro_batches, {phase.name for plan in plans for phase in plan.phases()})
     times = hours.Times.of(
         [hours.Planned(plan.project, plan.experiment, plan.config) for plan in plans], devices, options
     )
-    found = [estimate(plan, options.processes) for plan in progress(plans, "experiments")]
+    divided = options.micro_batches
+    found = [estimate(plan, options.processes, divided) for plan in progress(plans, "experiments")]
     advice = [
-        Advice(device, one, name, part, way)
+        way
         for device in (devices if len(devices) == 1 else ())
         for one in found
-        for name, part, way in ways_to_fit(one, device, options.processes)
+        for way in ways_to_fit(one, device, options.processes)
     ]
     if options.json:
         print(json.dumps(_as_json(found, devices, advice, options.processes) | {"time": times.as_json()}, indent=1))
     else:
         page = _page(found, devices, advice, options.processes)
-        print(page, times.page(told=[line for one in found for line in _failures(one)]), sep="\n\n")
+        hours_page = times.page(told=[line for one in found for line in _failures(one)])
+        print(page, hours_page, *([HOURS_OF_ONE_PART] if _is_divided(found) else []), sep="\n\n")
     rehearsed = not any(one.failures for one in found)
     large_enough = any(all(fits(one, device, options.processes) for one in found) for device in devices)
     return EXIT_OK if rehearsed and large_enough else EXIT_RUN_FAILED
@@ -100,6 +109,7 @@ def _page(found: Sequence[Estimate], devices: Sequence[Device], advice: Sequence
     parts += [_wrapped(f"{', '.join(names)}: {line}") for line, names in remarks.items()]
     parts += [line for one in found for line in _failures(one)]
     parts += [_advice(one) for one in advice]
+    parts += [line for one in found for line in _together([way for way in advice if way.estimate is one])]
     return "\n\n".join(parts)
 
 
@@ -137,9 +147,8 @@ def _peaks(found: Sequence[Estimate], device: Device | None, processes: int) -> 
                 rest = kinds.get(REST, 0) + kinds.get("minibatch", 0)
                 numbers = [networks, kinds.get("gradients", 0), kinds.get("optimiser", 0), rest, part.peak.total, size]
                 verdict = [] if device is None else ["yes" if size <= device.room_bytes else "NO"]
-                rows.append(
-                    [name, str(footprint.rows) if is_step else "", *(_in(number, per) for number in numbers), *verdict]
-                )
+                count = str(footprint.rows) + f"/{footprint.micro_batches}" * (footprint.micro_batches > 1)
+                rows.append([name, count if is_step else "", *(_in(number, per) for number in numbers), *verdict])
     return _table(header, rows)
 
 
@@ -153,10 +162,11 @@ def _shown(footprint: Footprint) -> list[Part]:
 def _legend(found: Sequence[Estimate], processes: int) -> str:
     footprints = [(one, one.largest) for estimate in found for one in estimate.footprints]
     shared = f", in each of {processes} processes" if processes > 1 else ""
+    parts = ", by the number of its micro-batches" if _is_divided(found) else ""
     largest = max(footprints, key=lambda pair: needed(pair[0], pair[1], processes))
     lines = [
         _wrapped(
-            f"An estimate: nothing of it was measured on a GPU. rows: of the minibatch{shared}. rest: activations, temporaries and the "
+            f"An estimate: nothing of it was measured on a GPU. rows: of the minibatch{shared}{parts}. rest: activations, temporaries and the "
             "minibatch at the worst moment. needed: the sum and what no tracker of tensors sees, here for the largest row:"
         )
     ]
@@ -192,6 +202,8 @@ def _remarks(one: Estimate, footprint: Footprint, devices: Sequence[Device]) -> 
             "(a loss in a list, for one); no device is large enough for that"
         )
     yield from footprint.notes
+    if footprint.micro_batches > 1 and footprint.bound:
+        yield f"found {footprint.micro_batches} micro-batches, expected 1: {footprint.bound}"
     options = {phase.name: phase.options for phase in one.planned.phases() if isinstance(phase, SingleLossPhase)}.get(
         footprint.name
     )
@@ -203,17 +215,48 @@ def _remarks(one: Estimate, footprint: Footprint, devices: Sequence[Device]) -> 
 
 def _advice(one: Advice) -> str:
     head = f"{one.estimate.planned.experiment} {one.phase}, {one.part.name}: does not fit on {one.device.name}"
-    if isinstance(one.way, str):
+    if one.divided is None:
         return _wrapped(f"{head}: {one.way}")
-    lines = [f"{head}. As many examples in smaller minibatches: {_gib(one.way.needed)} GiB needed with"]
-    lines += [f"  --set {override}" for override in one.way.overrides]
-    if one.way.changes:
-        lines.append(f"That is another method: the minibatch decides {one.way.changes}.")
-    else:
-        lines.append(
-            "That changes the noise of the gradient, and is a deviation to write down. The learning rate is not adapted."
-        )
-    return "\n".join(lines)
+    return "\n".join([f"{head}.", *_in_micro_batches(one), *_in_smaller_minibatches(one)])
+
+
+def _in_micro_batches(one: Advice) -> list[str]:
+    divided = one.divided
+    if not isinstance(divided, Divided):
+        return [_wrapped(f"No micro-batches: {divided}.")]
+    return [
+        _wrapped(
+            f"The same minibatch in parts of {divided.rows} at most: {_gib(divided.needed)} GiB needed with", indent=""
+        ),
+        f"  --micro-batches {one.phase}={divided.micro_batches}",
+        _wrapped(
+            "That gives the same result where the loss is a mean over rows: no deviation. `repro preflight` tries it (row `parts`), and a run "
+            "before it starts. It takes more launches; the time was not measured.",
+            indent="",
+        ),
+    ]
+
+
+def _together(advice: Sequence[Advice]) -> Iterator[str]:
+    """The option that has the micro-batches of all phases of an experiment."""
+    own = [f"{one.phase}={one.divided.micro_batches}" for one in advice if isinstance(one.divided, Divided)]
+    if len(own) > 1:
+        yield f"{advice[0].estimate.planned.experiment}, all of these: --micro-batches {' '.join(own)}"
+
+
+def _in_smaller_minibatches(one: Advice) -> list[str]:
+    way = one.way
+    if isinstance(way, str):
+        return [_wrapped(f"No smaller minibatch: {way}")]
+    lines = [
+        f"{'Otherwise as' if isinstance(one.divided, Divided) else 'As'} many examples in smaller minibatches: "
+        f"{_gib(way.needed)} GiB needed with"
+    ]
+    lines += [f"  --set {override}" for override in way.overrides]
+    if way.changes:
+        return [*lines, f"That is another method: the minibatch decides {way.changes}."]
+    told = "That changes the noise of the gradient, and is a deviation to write down. The learning rate is not adapted."
+    return [*lines, told]
 
 
 def _as_json(
@@ -232,7 +275,11 @@ def _as_json(
         }
 
     def way(one: Advice) -> dict[str, Any]:
-        return {"why_not": one.way} if isinstance(one.way, str) else asdict(one.way)
+        smaller = {"why_not": one.way} if isinstance(one.way, str) else asdict(one.way)
+        if one.divided is None:
+            return smaller
+        divided = {"why_not": one.divided} if isinstance(one.divided, str) else asdict(one.divided)
+        return {"in_micro_batches": divided} | smaller
 
     return {
         "devices": {each.name: {"usable_bytes": each.room_bytes, "source": each.source} for each in devices},
@@ -242,6 +289,7 @@ def _as_json(
                 "phases": {
                     footprint.name: {
                         "rows": footprint.rows or None,
+                        "micro_batches": footprint.micro_batches,
                         "parts": [part(footprint, each) for each in footprint.parts],
                         "bytes_piling_up_per_step": footprint.piling_up,
                         "host_bytes": dict(footprint.storage),
@@ -261,8 +309,12 @@ def _as_json(
     }
 
 
-def _wrapped(text: str) -> str:
-    return fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+def _is_divided(found: Sequence[Estimate]) -> bool:
+    return any(footprint.micro_batches > 1 for one in found for footprint in one.footprints)
+
+
+def _wrapped(text: str, indent: str = "  ") -> str:
+    return fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _gib(size: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from repro.config import Change, RunConfig, load
@@ -11,8 +11,9 @@ from repro.phases import Phase
 from repro.runtime import Runtime
 from repro_tools.memory.devices import Device
 from repro_tools.memory.fake import CPU, CannotRehearse
-from repro_tools.memory.fitting import Smaller, smaller_minibatch
+from repro_tools.memory.fitting import Divided, Smaller, more_micro_batches, smaller_minibatch
 from repro_tools.memory.footprint import Footprint, Part, needed, of_evaluation, of_phase
+from repro_tools.parts import WHOLE
 
 RUNTIME = Runtime(CPU)
 
@@ -48,12 +49,14 @@ class Estimate:
     failures: tuple[str, ...]
 
 
-def estimate(planned: Planned, processes: int = 1) -> Estimate:
-    """Rehearses every phase and the evaluation of an experiment."""
+def estimate(planned: Planned, processes: int = 1, micro_batches: Mapping[str, int] = WHOLE) -> Estimate:
+    """Rehearses every phase and the evaluation of an experiment. `micro_batches`: as `Runtime` takes them."""
+    divided = Runtime(CPU, micro_batches=micro_batches).micro_batches_of
     footprints, failures = [], []
     for index, phase in enumerate(planned.phases()):
         try:
-            footprints.append(of_phase(phase, planned.phases()[:index], processes=processes))
+            before, count = planned.phases()[:index], divided(phase.name)
+            footprints.append(of_phase(phase, before, processes=processes, micro_batches=count))
         except CannotRehearse as error:
             failures.append(str(error))
     try:
@@ -66,31 +69,33 @@ def estimate(planned: Planned, processes: int = 1) -> Estimate:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do about a part that does not fit: another minibatch, or a line that says why that is no way."""
+    """What to do about a part that does not fit: micro-batches, and another minibatch, or a line that says why that is no way.
+
+    `divided` is None for what is no training step.
+    """
 
     device: Device
     estimate: Estimate
     phase: str
     part: Part
+    divided: Divided | str | None
     way: Smaller | str
 
 
-def ways_to_fit(found: Estimate, device: Device, processes: int) -> Iterator[tuple[str, Part, Smaller | str]]:
+def ways_to_fit(found: Estimate, device: Device, processes: int) -> Iterator[Advice]:
     planned, room = found.planned, device.room_bytes
     for one in found.footprints:
         step, others = (one.parts[0], one.parts[1:]) if one.rows else (None, one.parts)
         if step is not None and needed(one, step, processes) > room:
+            divided = more_micro_batches(planned.phases, one, room, processes)
             way = smaller_minibatch(planned.project, planned.experiment, planned.overrides, one, room, processes)
-            yield one.name, step, way
+            yield Advice(device, found, one.name, step, divided, way)
         large = [part for part in others if needed(one, part, processes) > room]
         if large:
             largest = max(large, key=lambda part: part.peak.in_blocks)
             more = f" ({len(large) - 1} more like it)" if len(large) > 1 else ""
-            yield (
-                one.name,
-                largest,
-                f"no training step{more}; make what it handles at a time smaller in the configuration",
-            )
+            way = f"no training step{more}; make what it handles at a time smaller in the configuration"
+            yield Advice(device, found, one.name, largest, None, way)
 
 
 def fits(found: Estimate, device: Device, processes: int) -> bool:

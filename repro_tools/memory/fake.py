@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (  # private; the range of torch in wh
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -32,6 +33,8 @@ from repro.update import Update, rows_of
 from repro_tools.own_loop import has_own_loop
 
 CPU = torch.device("cpu")
+PARTS = 2
+"""Of the micro-batches of a step, those that are computed: from the second one on they add to gradients that are there."""
 FLOAT32_ON_CUDA = re.compile(
     "__pow__|__rdiv__|__rpow__|__rtruediv__|acos|asin|binary_cross_entropy_with_logits|cosh|cosine_embedding_loss|cdist|"
     "cosine_similarity|cross_entropy|cumprod|cumsum|dist|erfinv|exp|expm1|group_norm|hinge_embedding_loss|kl_div|l1_loss|layer_norm|"
@@ -98,20 +101,33 @@ class Rehearsal:
     saving and logging.
 
     `earlier` are the networks of the phases before (see `networks`). `processes` share the rows of a minibatch; only the first share
-    is computed, without exchanging gradients. Two steps are the least that says something: Adam's state exists after the first.
+    is computed, without exchanging gradients. Of its `micro_batches` the first PARTS are computed, which are as large as any; the rows
+    of the others lie on the device. Two steps are the least that says something: Adam's state exists after the first.
     `device` is another than the CPU only for real tensors, to hold a rehearsal against a GPU.
     """
 
-    def __init__(self, phase: Phase, earlier: Mapping[str, Networks], processes: int = 1, device: torch.device = CPU):
+    def __init__(
+        self,
+        phase: Phase,
+        earlier: Mapping[str, Networks],
+        processes: int = 1,
+        device: torch.device = CPU,
+        micro_batches: int = 1,
+    ):
         if not isinstance(phase, SingleLossPhase) or has_own_loop(phase):
             raise CannotRehearse(f"phase {phase.name}: not measured: own loop")
         self.phase, self._device, self._earlier, self._processes = phase, device, earlier, processes
         self._state = phase.setup(earlier)
         states.move(self._state, device)
         self.model, self.optimiser = self._state.model, as_on_a_gpu(self._state.optimiser)
-        self._update = Update(phase, 0, Runtime(device))
+        self.micro_batches = micro_batches
+        self._update = Update(phase, 0, Runtime(device, micro_batches={"*": min(micro_batches, PARTS)}))
         self._update.scaler = _Scaler(device.type, enabled=self._update.scaler.is_enabled())
         self.minibatch: dict[str, Tensor] = {}
+        self._norms_by_rows = list[bool]()
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(_noting(self._norms_by_rows))
 
     def draw(self) -> None:
         """Prepares the phase and draws its minibatch, on the host. Raises BadInput for fewer rows than processes."""
@@ -119,6 +135,18 @@ class Rehearsal:
         world = World(0, self._processes)
         world.require_rows(min(map(len, rows.values())), self.phase.name)
         self.minibatch = {name: column[rows_of(world.rank, world.size)] for name, column in rows.items()}
+        if self.micro_batches > 1:
+            self.minibatch = {name: _apart(column) for name, column in self.minibatch.items()}
+
+    @property
+    def rows_of_part(self) -> int:
+        """Of the largest micro-batch."""
+        return -(-max(map(len, self.minibatch.values()), default=0) // self.micro_batches)
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether a step took the statistics of its rows for batch norm."""
+        return any(self._norms_by_rows)
 
     @property
     def average(self) -> nn.Module | None:
@@ -126,15 +154,34 @@ class Rehearsal:
         return self._state.average
 
     def __call__(self, number: int) -> None:
-        batch = {name: column.to(self._device, copy=True) for name, column in self.minibatch.items()}
+        batch, rest = self.minibatch, dict[str, Tensor]()
+        if self.micro_batches > 1:  # the parts are copies already
+            rows = PARTS * self.rows_of_part
+            rest = {name: column[rows:].to(self._device, copy=True) for name, column in batch.items()}
+            batch = {name: column[:rows] for name, column in batch.items()}
+        else:
+            batch = {name: column.to(self._device, copy=True) for name, column in batch.items()}
         self._update.begin(number)
         with self.differences():
             self.phase.train_step(self._state, batch, self._update)
         self._update.end([])
+        del rest  # until here it lay there
 
     def differences(self) -> AbstractContextManager:
         """Within this context what a GPU does otherwise than this device is done."""
         return AsOnAGpu() if self._device == CPU else nullcontext()
+
+
+def _noting(seen: list[bool]) -> Callable[[nn.Module, object], None]:
+    def note(module: nn.Module, inputs: object) -> None:
+        seen.append(module.training)
+
+    return note
+
+
+def _apart(column: Tensor) -> Tensor:
+    """The same rows, of which no part is contiguous, so that each part is a copy, as on a GPU."""
+    return torch.stack([column, column], -1)[..., 0]
 
 
 def networks(phases: Sequence[Phase]) -> dict[str, Networks]:

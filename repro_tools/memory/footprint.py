@@ -48,9 +48,10 @@ class Part:
 class Footprint:
     """What a phase, or the evaluation, holds on the device.
 
-    rows: of the minibatch in one process, 0 for the evaluation. parts: the step first (not for the evaluation), then other work.
+    rows: of the minibatch in one process, 0 for the evaluation; `micro_batches`: into how many it is divided. parts: the step first (not for the evaluation), then other work.
     piling_up: bytes more that are alive after a step than after the one before; 0 unless something is kept.
     gradients: bytes of them. storage: bytes kept on the host, by name. notes: what is to be known besides.
+    bound: why a minibatch in other parts gives another result, as far as that is known without data.
     """
 
     name: str
@@ -61,6 +62,8 @@ class Footprint:
     convolves: bool
     storage: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    micro_batches: int = 1
+    bound: str = ""
 
     @property
     def largest(self) -> Part:
@@ -101,6 +104,7 @@ def of_phase(
     before: Sequence[Phase],
     *,
     processes: int = 1,
+    micro_batches: int = 1,
     steps: int = STEPS,
     fake: bool = True,
     work: bool = True,
@@ -116,7 +120,7 @@ def of_phase(
     with tensors, live, reported_as(what):
         earlier = networks(before)
         live.label("earlier networks", _held(*earlier.values()))
-        rehearsal = Rehearsal(phase, earlier, processes)
+        rehearsal = Rehearsal(phase, earlier, processes, micro_batches=micro_batches)
         live.label("parameters", _held(rehearsal.model))
         live.label("average", _held(rehearsal.average))
         live.label_rest("optimiser")  # some keep a copy of the weights from the beginning
@@ -136,7 +140,17 @@ def of_phase(
         "aten::convolution" in operations,
         dict(phase.storage()),
         _notes(operations, rehearsal.model),
+        micro_batches,
+        _bound(phase, rehearsal),
     )
+
+
+def _bound(phase: Phase, rehearsal: Rehearsal) -> str:
+    if phase.parts_define:
+        return f"in other parts it is another method: the paper means {phase.parts_define} within each part"
+    if rehearsal.couples_rows:
+        return "a run in parts is refused: its batch norm takes the statistics of a part"
+    return ""
 
 
 def of_evaluation(

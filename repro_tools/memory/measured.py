@@ -68,6 +68,11 @@ def step_of(record: Mapping[str, Any], phase: str) -> tuple[float, int]:
     return max(0.0, record["wall_s"][phase] - record["prepare_s"].get(phase, 0.0)) / steps, steps
 
 
+def micro_batches_of(record: Mapping[str, Any], phase: str) -> int | None:
+    """Of a step of one process, since a step in parts takes another time; None where several shared it."""
+    return record.get("micro_batches", {}).get(phase, 1) if record.get("processes", 1) == 1 else None
+
+
 def is_too_short(steps: int, of: int) -> bool:
     """Whether so many steps, of a phase of `of`, are too few to count."""
     return steps < min(LEAST_STEPS, of)
@@ -84,7 +89,7 @@ def _from_record(path: Path, strict: bool) -> Iterable[Measured]:
         record = json.loads(path.read_text(encoding="utf-8"))
         device, threads, config = record["machine"]["device"], record["machine"]["threads"], record["config"]
         for phase, section in config["phases"].items():
-            if section is None or phase not in record["wall_s"] or record.get("processes", 1) != 1:
+            if section is None or phase not in record["wall_s"] or micro_batches_of(record, phase) != 1:
                 continue
             seconds, steps = step_of(record, phase)
             yield Measured(

@@ -43,6 +43,7 @@ class Session:
     plan: Plan
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
+    micro_batches: Mapping[str, int]
     platform: Platform
     hours: float
     device: str
@@ -150,6 +151,11 @@ def _about(session: Session) -> str:
         lines.append(
             f"Changed: {', '.join(f'`{one}`' for one in session.overrides)}. Such runs are shown and give no verdict."
         )
+    if session.micro_batches:
+        lines.append(
+            f"Minibatches are divided, `--micro-batches {divided(session.micro_batches)}`: the same result, in less memory and more time. "
+            "A run tries that before it starts, and refuses what would give another one."
+        )
     lines.append(f"## What to expect\n\n{_plan_table(session)}")
     lines.append(_timing_table(session))
     if session.storage:
@@ -162,9 +168,16 @@ def _about(session: Session) -> str:
     return "\n\n".join(lines)
 
 
+def divided(micro_batches: Mapping[str, int]) -> str:
+    """As `--micro-batches` takes them."""
+    return " ".join(f"{phase}={number}" for phase, number in micro_batches.items())
+
+
 def _plan_table(session: Session) -> str:
     if session.unplanned:
         changed = "".join(f" --set {shlex.quote(one)}" for one in session.overrides)
+        if session.micro_batches:
+            changed += f" --micro-batches {' '.join(map(shlex.quote, divided(session.micro_batches).split()))}"
         again = (
             f"repro notebook {session.plan.experiment} --platform {session.platform.name}{changed} --runs runs/timing"
         )
@@ -227,7 +240,9 @@ def _before(session: Session) -> str:
         )
     lines.insert(
         0,
-        f"Once, on any machine, without a GPU: `repro preflight {name}` and `repro memory {name} --on {session.platform.device}`.",
+        f"Once, on any machine, without a GPU: `repro preflight {name}` and `repro memory {name} --on {session.platform.device}`. Where a "
+        "phase does not fit, write this notebook anew with the `--micro-batches` that the latter names: the same result. Its smaller minibatch "
+        "is a deviation.",
     )
     project = session.plan.project
     if declared(_pyproject(project)) is None and (found := imports_beyond_the_kit(project_folder(project))):
@@ -346,6 +361,8 @@ def _run(session: Session) -> str:
         *map(repr, ["-m", "repro", "run", session.plan.experiment, "--seeds", *map(str, session.seeds)]),
     ]
     words += [repr(f"--set={one}") for one in session.overrides]
+    if session.micro_batches:
+        words += map(repr, ["--micro-batches", *divided(session.micro_batches).split()])
     words += ["'--resume'", "'--device'", repr(session.device), "'--data-root'", "DATA", "'--runs'", "RUNS"]
     return f"""
 seconds = session.seconds_left(BEGAN, {session.hours!r}, {round(session.hours * 3600 - session.run_s)})

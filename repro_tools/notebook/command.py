@@ -23,6 +23,7 @@ from repro_tools.memory.words import count, in_hours
 from repro_tools.notebook.cells import Session, notebook, project_folder, taken_names
 from repro_tools.notebook.platforms import PLATFORMS, Platform
 from repro_tools.notebook.sizing import schedule, timings
+from repro_tools.parts import WHOLE, require_phases
 
 LONG_WEEKS = 2
 """From here on a plan is worth a warning."""
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("experiment", metavar="NAME", help="experiment")
     parser.add_argument("--platform", choices=list(PLATFORMS), required=True, help="where it will run")
-    command_line.add(parser, "--seeds", "--set", "--train-iters")
+    command_line.add(parser, "--seeds", "--set", "--train-iters", "--micro-batches")
     parser.add_argument(
         "--session-hours",
         type=hours,
@@ -87,6 +88,7 @@ def command(options: argparse.Namespace) -> int:
         PLATFORMS[options.platform],
         seeds=options.seeds,
         overrides=command_line.overrides(options),
+        micro_batches=options.micro_batches,
         session_hours=options.session_hours,
         device=options.device,
         source=options.source,
@@ -112,6 +114,7 @@ def plan_session(
     *,
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
+    micro_batches: Mapping[str, int] = WHOLE,
     session_hours: float | None = None,
     device: str = "cuda",
     source: str | None = None,
@@ -121,8 +124,9 @@ def plan_session(
 ) -> Session:
     """Everything that the notebook says. Raises BadInput; writes nothing."""
     planned = checked_plan(project, experiment, list(overrides))
-    runtime = Runtime(torch.device("cpu"))
+    runtime = Runtime(torch.device("cpu"), micro_batches=micro_batches)
     phases = list(project.method.phases(planned.config, runtime))
+    require_phases(micro_batches, [phase.name for phase in phases])
     timing = timings(project, experiment, planned.config, runtime, platform.device, runs, seconds_per_step or {})
     root = project_folder(project)
     address, _, commit = (source or f"{root.name}.zip").partition("#")
@@ -130,6 +134,7 @@ def plan_session(
         plan=planned,
         seeds=tuple(dict.fromkeys(seeds)),
         overrides=tuple(overrides),
+        micro_batches=dict(micro_batches),
         platform=platform,
         hours=session_hours or platform.hours,
         device=device,

@@ -20,7 +20,7 @@ from repro.method import Project
 from repro.phases import Phase
 from repro.runtime import Runtime
 from repro_tools.memory.devices import find
-from repro_tools.memory.measured import LEAST_STEPS, is_too_short, step_of
+from repro_tools.memory.measured import LEAST_STEPS, is_too_short, micro_batches_of, step_of
 from repro_tools.memory.roofline import NOTHING
 from repro_tools.memory.words import count, in_words
 
@@ -82,9 +82,11 @@ def timings(
     records = _records(project, experiment, device, runs)
     found = {}
     for number, phase in enumerate(phases):
-        timing, short = _measured(phase, config, records, device)
+        timing, short = _measured(phase, config, records, device, runtime.micro_batches_of(phase.name))
         if timing is None or phase.name in given:
             timing = _estimated(phase, number, project, config, runtime, device)
+            if runtime.micro_batches_of(phase.name) > 1 and timing.step_s is not None:
+                timing = replace(timing, origin=f"{timing.origin}; of whole minibatches, in parts it takes longer")
             if short:
                 passed_over = f"{count(short, 'run')} of fewer than {LEAST_STEPS} steps passed over"
                 timing = replace(timing, origin=f"{timing.origin}; {passed_over}")
@@ -160,12 +162,15 @@ def _is(device: str, driver_name: str) -> bool:
         return False
 
 
-def _measured(phase: Phase, config: RunConfig, records: Sequence[dict], device: str) -> tuple[Timing | None, int]:
-    """From records of the same phase, whose number of steps may differ; and how many were passed over for having too few."""
+def _measured(
+    phase: Phase, config: RunConfig, records: Sequence[dict], device: str, divided: int
+) -> tuple[Timing | None, int]:
+    """From records of the same phase in as many micro-batches, whose number of steps may differ; and how many were passed over for having too few."""
     steps, prepares, short = [], [], 0
     own = _own(config.model_dump(mode="json"), phase.name)
     for record in records:
-        if _own(record["config"], phase.name) == own and phase.name in record["wall_s"]:
+        comparable = _own(record["config"], phase.name) == own and micro_batches_of(record, phase.name) == divided
+        if comparable and phase.name in record["wall_s"]:
             step_s, done = step_of(record, phase.name)
             if is_too_short(done, phase.steps):
                 short += 1

@@ -64,6 +64,12 @@ CHECKS = {
         "every parameter that a gradient reaches moves",
         "give the optimiser every parameter, and a learning rate that is felt",
     ),
+    "parts": Check(
+        "phase",
+        "parts of a minibatch give the gradient of the whole: for torchrun and --micro-batches",
+        "run it in one part; or use update.gather or a norm of single rows, give update.backward the weight, or say in parts_define "
+        "that the paper means it per part",
+    ),
     "checkpoint": Check(
         "phase",
         "its state can be written and read, and goes on as if it were not",
@@ -137,6 +143,10 @@ class Findings:
             self.passed(check, text, phase)
         else:
             self.failed(check, problem, phase)
+
+    def has(self, check: str, phase: str) -> bool:
+        """Whether there is a row already."""
+        return any((row.check, row.phase) == (check, phase) for row in self.rows)
 
     def leave_out_all(self, checks: Iterable[str], reason: str, phase: str | None = None) -> None:
         """Those of the checks that have no row yet."""

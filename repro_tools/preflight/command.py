@@ -11,10 +11,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
@@ -37,6 +37,7 @@ from repro_tools.memory.devices import Device
 from repro_tools.memory.estimate import Planned, estimate
 from repro_tools.memory.footprint import needed
 from repro_tools.own_loop import EXIT_NOT_MEASURED, own_loops
+from repro_tools.parts import WHOLE, require_phases
 from repro_tools.placeholders import FEW
 from repro_tools.preflight.checks import CHECKS, Findings, Row, in_order
 from repro_tools.preflight.inspection import Question, inspect
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command_line.add(parser, "--data-root")
     parser.set_defaults(data_root=None)  # data must lie in a folder that was named
     command_line.add(parser, "--runs")
+    command_line.add(parser, "--micro-batches", help="those of the runs that are meant: parts must then give the same")
     parser.add_argument(
         "--on",
         metavar="DEVICE",
@@ -77,12 +79,15 @@ def command(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     project = find_project(Path.cwd())
     names = command_line.names(project, options.experiments)
-    question = Question(options.data_root or Path("data"), options.data_root is not None, options.runs)
+    divided = options.micro_batches
+    if divided:
+        require_phases(divided, _phase_names(project, names))
+    question = Question(options.data_root or Path("data"), options.data_root is not None, options.runs, divided)
     device = _device(project, options.on)
     tasks = [Task(name, "training", partial(of_experiment, name, question)) for name in names]
     tasks.append(Task(None, "probes", partial(of_probes, names, question)))
     if isinstance(device, Device):
-        tasks += [Task(name, "memory", partial(of_memory, name, device), alone=True) for name in names]
+        tasks += [Task(name, "memory", partial(of_memory, name, device, divided), alone=True) for name in names]
     jobs = 1 if len(names) == 1 else min(options.jobs, len(tasks))
     found = list(of_project(project, question))
     found += [] if isinstance(device, Device) else [Row("memory", "not applicable", device, name) for name in names]
@@ -104,6 +109,15 @@ def command(options: argparse.Namespace) -> int:
     if failed:
         return EXIT_RUN_FAILED
     return EXIT_NOT_MEASURED if unmeasured else EXIT_OK
+
+
+def _phase_names(project: Project, names: Sequence[str]) -> set[str]:
+    """Of all experiments whose configuration can be used."""
+    found = set[str]()
+    for name in names:
+        with suppress(BadInput):
+            found.update(phase.name for phase in Planned.read(project, name, []).phases())
+    return found
 
 
 def of_project(project: Project, question: Question) -> list[Row]:
@@ -213,7 +227,7 @@ def _at_hand() -> Device | str:
         return f"the device is this machine: {describe(error)}"
 
 
-def of_memory(name: str, device: Device) -> list[Row]:
+def of_memory(name: str, device: Device, divided: Mapping[str, int] = WHOLE) -> list[Row]:
     """Whether each phase of an experiment, and its evaluation, fit on the device."""
     findings = Findings(name)
     try:
@@ -226,12 +240,13 @@ def of_memory(name: str, device: Device) -> list[Row]:
         findings.not_measured_all(["memory"], OWN_LOOP, phase)
     if found:
         return findings.rows
-    estimated = estimate(planned)
+    estimated = estimate(planned, micro_batches=divided)
     for failure in estimated.failures:
         findings.failed("memory", failure)
     for one in estimated.footprints:
         most = max(needed(one, part) for part in one.parts)
-        sizes = f"{gib(most)} needed of {gib(device.room_bytes)} on {device.name}"
+        parts = f" in {one.micro_batches} micro-batches" if one.micro_batches > 1 else ""
+        sizes = f"{gib(most)} needed of {gib(device.room_bytes)} on {device.name}{parts}"
         findings.judge("memory", f"found {sizes}" if most > device.room_bytes else None, sizes, one.name)
     return findings.rows
 

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ DROPOUTS = {
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every experiment. `data_is_required` when a folder of data was named; `device` is that of the memory row."""
+    """What is asked of every experiment. `data_is_required` when a folder of data was named; `micro_batches` are those of the runs that
+    are meant."""
 
     data_root: Path
     data_is_required: bool
     runs: Path
+    micro_batches: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect(project: Project, experiment: str, question: Question) -> list[Row]:
@@ -83,6 +85,7 @@ def _with_phases(
     with tempfile.TemporaryDirectory(prefix="repro-preflight-") as scratch:
         tiny = _tiny(project, experiment, config)
         trial = _trial(project, experiment, tiny, spec.seeds[0], runtime, Path(scratch))
+        trial = replace(trial, divided=question.micro_batches)
         models, signatures = try_phases(trial, findings)
         full = project.method.phases(config, runtime)
         _machine(full, question, findings)

@@ -27,13 +27,14 @@ from repro_tools.failure import describe
 from repro_tools.minibatch import draw, first_round
 from repro_tools.own_loop import has_own_loop
 from repro_tools.preflight.checks import Findings
+from repro_tools.preflight.parts import look_at_parts
 from repro_tools.preflight.whole import Whole, first_difference, leaves, whole, with_rows
 from repro_tools.table import listed
 
 STEPS = 2
 OWN_LOOP = "own loop"
 """Why a row is not measured: it looks at the one network and the one loss that such a phase does not have."""
-OF_MINIBATCH = ("overrides", "minibatch", "rehearsal")
+OF_MINIBATCH = ("overrides", "minibatch", "rehearsal", "parts")
 OF_TRAINING = ("training", "gradients", "updates", "checkpoint", "boundary", "resume")
 
 Signature = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -44,7 +45,7 @@ Signature = dict[str, tuple[tuple[int, ...], torch.dtype]]
 class Trial:
     """An experiment at tiny size: `phases` and `wider` make new phases of STEPS steps, `wider` with twice the batch size or None
     where no phase has a field of that name. `batch_sizes` are those of the phases that have one, `ignored_iterations` what was
-    asked and found where an override does not reach a phase."""
+    asked and found where an override does not reach a phase, `divided` the micro-batches that a run is to have."""
 
     phases: Callable[[], Sequence[Phase]]
     wider: Callable[[], Sequence[Phase]] | None
@@ -53,6 +54,7 @@ class Trial:
     seed: int
     runtime: Runtime
     folder: Path
+    divided: Mapping[str, int] = field(default_factory=dict)
 
 
 def try_phases(trial: Trial, findings: Findings) -> tuple[dict[str, Networks], dict[str, Signature]]:
@@ -65,6 +67,8 @@ def try_phases(trial: Trial, findings: Findings) -> tuple[dict[str, Networks], d
             trained = _train(trial, phase, folder, models, findings)
             if trained is not None:
                 _interrupt(trial, index, folder, models, trained.whole, findings)
+            else:
+                findings.left_out("parts", "it does not train", phase.name)
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 signatures[phase.name] = _look_at_minibatches(trial, index, models, findings)
@@ -101,6 +105,8 @@ def _look_at_minibatches(trial: Trial, index: int, models: dict[str, Networks], 
     seed_global_generators("another")
     again = draw(phase, 0, trial.seed, of_round)
     second = draw(phase, 1, trial.seed, of_round)
+    if not findings.has("parts", phase.name):
+        look_at_parts(phase, first, trial.seed, trial.runtime, models, trial.divided, findings)
     phase.release()
     problem = _fault_of_draws(trial, index, models, of_round, first, again, second)
     findings.judge("minibatch", problem, phase=phase.name)

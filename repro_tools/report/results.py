@@ -15,6 +15,7 @@ from repro.errors import BadInput
 from repro.run import RECORD, SPEC
 from repro_tools.report.judge import VERDICTS, Judgement, hardware
 from repro_tools.report.kept_spec import completed, kept_beside
+from repro_tools.report.parts import division, verdict_lines
 from repro_tools.spec import Spec
 
 LAST_STEP = "last step"
@@ -24,6 +25,7 @@ LAST_STEP = "last step"
 class Runs:
     """The runs of one experiment that differ in nothing but the seed. Lists go by seed; None is what no record says.
 
+    `machine` names processes, micro-batches and workers too, where there were several; `parts` says what is known of the parts.
     `checkpoint` is the rule that chose the networks. `evaluated_later` says when, and by which commit, finished networks were
     judged anew; None where the run itself judged them.
     """
@@ -42,6 +44,7 @@ class Runs:
     peak_host_mib: float | None
     peak_device_mib: float | None
     parameters: int | None
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def _once(record: dict, path: Path, found: dict[tuple[str, int], Path]) -> None:
 REQUIRED = {"experiment", "seed", "metrics", "departures", "commit", "machine"}
 FIELDS = {
     "experiment": str, "seed": int, "config": dict, "config_hash": str, "departures": list, "claims": dict, "planned_seeds": list, "placeholders": list, "spec_sha256": str, "method_placeholder": str, "command": str, "commit": str,
-    "versions": dict, "machine": dict, "processes": int, "started": str, "wall_s": dict, "prepare_s": dict, "parameters": dict,
+    "versions": dict, "machine": dict, "processes": int, "micro_batches": dict, "workers": int, "parts": dict, "started": str, "wall_s": dict, "prepare_s": dict, "parameters": dict,
     "peak_host_mib": float, "peak_device_mib": dict, "metrics": dict, "curves": dict, "evaluated_later": dict,
 }  # fmt: skip
 """The kind of each field of a record. Those that an older kit did not write may be absent."""
@@ -158,7 +161,7 @@ def group_runs(records: Sequence[dict], order: Sequence[str]) -> list[Runs]:
     places = {experiment: place for place, experiment in enumerate(dict.fromkeys(order))}
     for record in sorted(records, key=lambda record: places.get(record["experiment"], len(places))):
         facts = (
-            record["experiment"], _command(record), hardware(record), record["commit"], record.get("config_hash", ""),
+            record["experiment"], _command(record), _machine(record), record["commit"], record.get("config_hash", ""),
             tuple(record["departures"]), checkpoint_rule(record), evaluated_later(record),
         )  # fmt: skip
         groups.setdefault(facts, []).append(record)
@@ -169,6 +172,7 @@ def group_runs(records: Sequence[dict], order: Sequence[str]) -> list[Runs]:
             max((record["peak_host_mib"] for record in own if record.get("peak_host_mib")), default=None),
             max((peak for record in own for peak in record.get("peak_device_mib", {}).values()), default=0) or None,
             sum(own[0]["parameters"].values()) if own[0].get("parameters") else None,
+            tuple(dict.fromkeys(line for record in own for line in verdict_lines(record))),
         )
         for number, ((experiment, command, machine, commit, config_hash, departures, checkpoint, later), own) in enumerate(
             groups.items(), start=1
@@ -217,6 +221,10 @@ def tally_in_words(judgements: Sequence[Judgement]) -> str:
         if count
     ]
     return ", ".join(counted) or "no claims"
+
+
+def _machine(record: dict) -> str:
+    return ", ".join(filter(None, [hardware(record), division(record)]))
 
 
 def _command(record: dict) -> str:

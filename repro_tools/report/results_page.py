@@ -269,8 +269,18 @@ def _runs(results: Results) -> str:
         "are judged are those of the last step of every phase, and all planned seeds count. Neither is chosen by a result: nothing here is a best of several.\n\n"
         + table(header, rows)
         + f"\n{_cost(results.runs)}\n"
+        + _parts(results.runs)
         + _without_gate(results.records)
     )
+
+
+def _parts(runs: Sequence[Runs]) -> str:
+    """What is known of the parts of minibatches."""
+    lines = [f"- {one.id}: {text(line)}" for one in runs for line in one.parts]
+    if not lines:
+        return ""
+    told = "Minibatches were divided. Before such a run, a step is tried in parts and held against the gradient of the whole:"
+    return f"\n{told}\n\n" + "\n".join(lines) + "\n"
 
 
 def _without_gate(records: Sequence[dict]) -> str:

@@ -42,9 +42,9 @@ def write_later(path, text):
     os.utime(path, (later, later))
 
 
-def preflown(project):
+def preflown(project, *options):
     """The exit code and the rows of `repro preflight`."""
-    done = in_project(project, "-m", "repro_tools", "preflight", "--json")
+    done = in_project(project, "-m", "repro_tools", "preflight", "--json", *options)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)["rows"]
 
@@ -125,6 +125,13 @@ def test_preflight_leaves_only_the_placeholders_of_the_untouched_project_open(to
     assert code == 0 and [row for row in rows if row["status"] == "fail"] == []
     (row,) = [row for row in rows if row["status"] == "open"]
     assert row["check"] == "placeholders" and re.match(r"found \d+ places", row["text"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_phase_of_the_untouched_project_may_be_divided(toys, preset):
+    _, rows = preflown(toys[preset], "--micro-batches", "4")
+    texts = [row["text"] for row in rows if row["check"] == "parts"]
+    assert texts and all(text.startswith("4 parts: the same gradient") for text in texts), texts
 
 
 def test_the_projects_own_tests_bite_too(broken):

@@ -102,10 +102,13 @@ repro.runtime.machine
 repro.runtime.progress
 repro.runtime.say
 repro.runtime.world_of_this_process
+repro.split.Verdict
+repro.split.split_test
 repro.state.move
 repro.state.parameters
 repro.state.require_finite
 repro.update.Update
+repro.update.rows_of
 """
 """What the tools use of the engine. A name that goes or changes its meaning raises `repro.INTERFACE`."""
 

@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from repro.method import find_project
 from repro.run import execute, plan
 from repro.runtime import Runtime
 from repro_tools.cli import COMMANDS, main
-from repro_tools.run import _line
+from repro_tools.run import _line, add_arguments
 
 
 def files(root):
@@ -177,8 +178,10 @@ def test_the_method_is_told_what_the_machine_is(project, monkeypatch):
         evaluate=lambda *arguments: given.append(arguments[-1]) or method.evaluate(*arguments),
     )
     monkeypatch.setattr(toy_method, "METHOD", watched)
-    assert main(["run", "toy", "--device", "cpu", "--data-root", "sets", "--determinism", "warn"]) == 0
-    assert given == 2 * [Runtime(torch.device("cpu"), Path("sets"), determinism="warn")]
+    options = ["--data-root", "sets", "--determinism", "warn", "--micro-batches", "line=2", "--workers", "1"]
+    assert main(["run", "toy", "--device", "cpu", *options]) == 0
+    asked = {"determinism": "warn", "micro_batches": {"line": 2}, "workers": 1}
+    assert given == 2 * [Runtime(torch.device("cpu"), Path("sets"), **asked)]
 
 
 def test_what_a_phase_says_of_the_machine_is_told_once_with_its_number(project, capsys, monkeypatch):
@@ -299,10 +302,23 @@ def test_a_seed_that_is_named_twice_is_one_run(project, monkeypatch):
     assert started == [[1, 0]]
 
 
+def test_processes_are_given_what_the_command_was_given(project, monkeypatch):
+    given = []
+    monkeypatch.setattr("repro_tools.run.execute_many", lambda *arguments: given.extend(arguments[4]) or [])
+    options = ["--micro-batches", "2", "line=3", "--workers", "4", "--determinism", "warn"]
+    main(["run", "toy", "--seeds", "0", "1", "--jobs", "2", *options])
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    found = parser.parse_args(["toy", *given])
+    assert (found.micro_batches, found.workers, found.determinism) == ({"*": 2, "line": 3}, 4, "warn")
+
+
 def test_several_seeds_run_in_processes_and_failures_are_named(project, capfd, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", forked.Command)
     machine = ["--device", "cpu", "--data-root", "sets", "--determinism", "warn"]
+    machine += ["--micro-batches", "line=2"]
     assert main(["run", "toy", "--seeds", "0", "1", "--jobs", "2", *machine]) == 0
+    assert all(record(project, seed)["micro_batches"] == {"line": 2, "constant": 1} for seed in (0, 1))
     assert record(project, 0)["metrics"] != record(project, 1)["metrics"]
     assert "--seeds 1" in record(project, 1)["command"]
     assert all(" ".join(machine) in record(project, seed)["command"] for seed in (0, 1))

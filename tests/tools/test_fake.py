@@ -12,6 +12,7 @@ from repro.errors import BadInput
 from repro.loop import Loop
 from repro.phases import SingleLossPhase, StepOptions
 from repro.runtime import Runtime
+from repro.update import Update
 from repro_tools.memory.fake import (
     AsOnAGpu,
     CannotRehearse,
@@ -304,11 +305,12 @@ def test_the_minibatch_is_shared_out_between_processes():
     assert total(two) < total(one)
 
 
-def test_rows_that_cannot_be_shared_out_are_refused_as_a_run_refuses_them():
+def test_the_first_of_unequal_shares_is_the_largest_and_fewer_rows_than_processes_are_refused():
+    assert of_phase(Small(), [], processes=3).rows == 3
     with pytest.raises(
-        BadInput, match=r"phases\.small\.batch_size: found a minibatch of 8, expected a multiple of the 3"
+        BadInput, match=r"phases\.small\.batch_size: found a minibatch of 8 rows, expected at least 9, one a process"
     ):
-        of_phase(Small(), [], processes=3)
+        of_phase(Small(), [], processes=9)
 
 
 def test_what_is_built_for_the_phase_lies_on_the_host(monkeypatch):
@@ -382,3 +384,76 @@ def test_storages_are_counted_once_and_until_the_last_view_is_gone():
         del view
         assert live.alive == 0
         assert live.peak.total == 1024
+
+
+# Micro-batches.
+
+
+def divided(phase, count, **options):
+    return of_phase(phase, [], micro_batches=count, steps=2, **options)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_micro_batches_take_as_much_as_on_real_tensors_with_all_of_them_computed(count):
+    """Real steps of the engine itself, on a counter of its own: rehearsed are two of the micro-batches."""
+    phase, live = Small(), LiveStorages()
+    with live:
+        rehearsal = Rehearsal(phase, {}, micro_batches=count)
+        live.label("parameters", rehearsal.model.parameters())
+        rehearsal.draw()
+        live.forget()
+        live.restart()
+        parts = Update(phase, 0, Runtime(torch.device("cpu"), micro_batches={"*": count}))
+        with AsOnAGpu():
+            for step in range(2):
+                parts.begin(step)
+                phase.train_step(rehearsal._state, rehearsal.minibatch, parts)
+                parts.end([])
+    assert total(divided(Small(), count)) == pytest.approx(live.peak.total, rel=CLOSE)
+
+
+def test_micro_batches_keep_weights_and_state_and_shrink_activations():
+    one, four, eight = (divided(Small(), count).parts[0].peak.by_kind for count in (1, 4, 8))
+    for kind in ("parameters", "optimiser", "minibatch"):
+        assert one[kind] == four[kind] == eight[kind]
+    assert one[REST] > 2 * four[REST] > 2 * eight[REST]
+
+
+def test_parts_of_one_row_lie_on_the_device_with_all_rows():
+    found = divided(Small(), 8)
+    assert (found.rows, found.micro_batches, found.parts[0].peak.by_kind["minibatch"]) == (8, 8, 8 * 3 * 16 * 16 * 4)
+
+
+class Normed(Small):
+    def make_model(self):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 196, 4))
+
+
+class NormedAtRest(Normed):
+    def loss(self, model, batch):
+        model[1].eval()
+        return super().loss(model, batch)
+
+
+class NormedAlone(Normed):
+    def make_model(self):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(4 * 196, 4))
+
+
+class NormedByPart(Normed):
+    parts_define = "the statistics of batch norm"
+
+
+@pytest.mark.parametrize(
+    ("phase", "told"),
+    [
+        (Small, ""),
+        (NormedAtRest, ""),
+        (NormedAlone, ""),
+        (Normed, "a run in parts is refused: its batch norm takes the statistics of a part"),
+        (NormedByPart, "another method: the paper means the statistics of batch norm within each part"),
+    ],
+)
+def test_what_binds_the_rows_of_a_minibatch_is_told(phase, told):
+    found = divided(phase(), 1).bound
+    assert told in found and bool(told) == bool(found)

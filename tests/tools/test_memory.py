@@ -13,7 +13,7 @@ from repro.phases import StepOptions, Work
 from repro_tools.cli import main
 from repro_tools.memory import devices, hours
 from repro_tools.memory.devices import DEVICES, Device
-from repro_tools.memory.fitting import largest
+from repro_tools.memory.fitting import fewest, largest
 from repro_tools.memory.footprint import MIB
 
 BUDGET = {"device": "L4", "hours": 1, "session_hours": 1}
@@ -98,6 +98,68 @@ def test_what_does_not_fit_is_said_with_overrides_that_fit(project, capsys):
     assert memory(capsys, "--on", "Small", *large, *follow)[0] == 0
     _, found = as_json(capsys, "--on", "Small", *large, *follow, "--set", f"phases.line.batch_size={round(1.5 * size)}")
     assert found["experiments"]["toy"]["to_fit"], "half as much again would have fitted as well"
+
+
+LARGE = ["--on", "Small", "--set", "phases.line.batch_size=4000000"]
+
+
+def test_what_does_not_fit_is_first_divided_into_the_fewest_micro_batches_that_fit(project, capsys):
+    code, found = as_json(capsys, *LARGE)
+    (advice,) = found["experiments"]["toy"]["to_fit"]
+    count = advice["in_micro_batches"]["micro_batches"]
+    assert code == 1 and count > 1 and advice["in_micro_batches"]["needed"] <= SMALL_GPU.memory_bytes
+    out = memory(capsys, *LARGE)[1]
+    assert out.index(f"  --micro-batches line={count}\n") < out.index(
+        "Otherwise as many examples in smaller minibatches"
+    )
+    assert "That gives the same result where the loss is a mean over rows: no deviation." in out
+    divided = ["--micro-batches", f"line={count}"]
+    code, out, _ = memory(capsys, *LARGE, *divided)
+    assert code == 0
+    assert f"4000000/{count}" in out and "rows: of the minibatch, by the number of its micro-batches" in out
+    assert "Micro-batches take more launches: how much longer was not measured." in out
+    code, found = as_json(capsys, *LARGE, "--micro-batches", f"line={count - 1}")
+    assert found["experiments"]["toy"]["to_fit"], "one micro-batch less would have fitted as well"
+    line, constant = (found["experiments"]["toy"]["phases"][name] for name in ("line", "constant"))
+    assert (line["micro_batches"], constant["micro_batches"]) == (count - 1, 1)
+
+
+def test_micro_batches_that_do_not_fit_are_followed_by_more_of_them(project, capsys):
+    fewer, more = (
+        as_json(capsys, *LARGE, *options)[1]["experiments"]["toy"]["to_fit"][0]["in_micro_batches"]
+        for options in ([], ["--micro-batches", "2"])
+    )
+    assert fewer == more
+
+
+def test_the_micro_batches_of_several_phases_are_told_in_one_option(project, capsys):
+    both = ["--on", "Small", "--set", "phases.*.batch_size=4000000"]
+    out = memory(capsys, *both)[1]
+    (line,) = (line for line in out.splitlines() if line.startswith("toy, all of these: --micro-batches "))
+    follow = line.partition("--micro-batches ")[2].split()
+    assert [one.partition("=")[0] for one in follow] == ["line", "constant"]
+    assert memory(capsys, *both, "--micro-batches", *follow)[0] == 0
+
+
+def with_batch_norm(self):
+    return nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+
+def test_micro_batches_that_a_run_refuses_are_not_advised(project, capsys, monkeypatch):
+    change(monkeypatch, make_model=with_batch_norm)
+    out = memory(capsys, *LARGE)[1]
+    assert "--micro-batches" not in out
+    assert "No micro-batches: a run in parts is refused: its batch norm takes the statistics of a part." in out
+    assert "\nAs many examples in smaller minibatches" in out
+    given = " ".join(memory(capsys, *LARGE, "--micro-batches", "8")[1].split())
+    assert "toy line: found 8 micro-batches, expected 1: a run in parts is refused" in given
+
+
+def test_micro_batches_that_make_another_method_are_not_advised(project, capsys, monkeypatch):
+    change(monkeypatch, make_model=with_batch_norm, parts_define="the statistics of batch norm")
+    out = " ".join(memory(capsys, *LARGE)[1].split())
+    told = "in other parts it is another method: the paper means the statistics of batch norm within each part."
+    assert f"No micro-batches: {told}" in out
 
 
 def test_a_minibatch_that_defines_the_method_is_not_cut_without_a_word(project, capsys, monkeypatch):
@@ -247,6 +309,8 @@ def test_processes_share_the_minibatch_and_keep_buckets_of_gradients(project, ca
         (["--on", "T5"], "device: found 'T5', expected"),
         (["nothing"], "found no experiment 'nothing', expected one of: toy"),
         (["--set", "phases.line.batch_size=many"], 'phases.line.batch_size: found "many", expected'),
+        (["--micro-batches", "circle=2"], "--micro-batches: found the phase 'circle', expected one of: constant, line"),
+        (["--micro-batches", "line=0"], "--micro-batches: found '0', expected a whole number of at least 1"),
         (["--processes", "0"], "expected a whole number of at least 1"),
     ],
 )
@@ -296,3 +360,30 @@ def test_a_size_that_needs_more_than_the_line_says_is_not_advised():
 
 def test_the_largest_minibatch_is_a_multiple_of_the_processes():
     assert largest(lambda size: size, 96, 96, 50, multiple=8) == 48
+
+
+@pytest.mark.parametrize(
+    ("room", "now", "expected"),
+    [(1069, 1, 2), (600, 1, 2), (350, 1, 4), (180, 1, 13), (110, 1, 97), (109, 1, None), (350, 3, 4)],
+)
+def test_the_fewest_micro_batches_are_found_where_memory_grows_in_proportion(room, now, expected):
+    """100 bytes and 10 a row, of 97 rows."""
+    tried = []
+
+    def needs(count):
+        tried.append(count)
+        return 100 + 10 * -(-97 // count)
+
+    assert fewest(needs, 97, needs(now), room, now) == expected
+    assert len(tried) <= 7
+
+
+def test_the_fewest_micro_batches_are_found_where_the_line_is_wrong():
+    """A workspace below 30 rows: no line goes through these points."""
+
+    def needs(count):
+        rows = -(-256 // count)
+        return 100 + rows**2 + (700 if 8 < rows < 30 else 0)
+
+    found = fewest(needs, 256, needs(1), 500)
+    assert needs(found) <= 500 < needs(found - 1)

@@ -188,6 +188,18 @@ def test_every_code_cell_is_python_and_the_run_has_every_option(project, platfor
     assert not re.search(r"^\s*[!%]", "\n".join(code.values()), re.MULTILINE)
 
 
+def test_micro_batches_reach_the_run_and_are_told(project):
+    made = text_of(planned(project, micro_batches={"line": 4, "constant": 2}, seconds_per_step={}))
+    assert "'--micro-batches', 'line=4', 'constant=2', '--resume'" in made["run"]
+    assert "`--micro-batches line=4 constant=2`: the same result" in made["about"]
+    assert "of whole minibatches, in parts it takes longer" in made["about"]
+    alone = text_of(planned(project))
+    assert "--micro-batches" not in alone["run"] + alone["about"]
+    assert "with the `--micro-batches` that the latter names: the same result." in alone["before"]
+    with pytest.raises(BadInput, match="--micro-batches: found the phase 'circle', expected one of: constant, line"):
+        planned(project, micro_batches={"circle": 2})
+
+
 def test_an_option_is_a_word_and_never_code(project):
     """A quote in an option must not end the text that holds it."""
     made = text_of(planned(project, source="a'b\"c.zip", device='x"); import os; ("'))
@@ -310,6 +322,21 @@ def test_short_times_are_not_hours_and_one_of_a_thing_has_no_s(project):
 def test_times_of_another_setting_do_not_count(project, changes):
     on_a_t4(project, **changes)
     assert "estimated for T4" in planned(project, seconds_per_step={}, seeds=[0]).timing["line"].origin
+
+
+def test_times_in_parts_count_for_as_many_micro_batches_alone(project):
+    on_a_t4(project)
+    path = project / "runs/toy/seed-0/record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"micro_batches": {"line": 4}}))
+    origins = [
+        planned(project, seconds_per_step={}, seeds=[0], micro_batches=divided).timing["line"].origin
+        for divided in ({"line": 4}, {}, {"line": 2})
+    ]
+    assert origins[0] == "measured on T4, 1 run" and all("estimated for T4" in one for one in origins[1:])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
+    assert (
+        "estimated" in planned(project, seconds_per_step={}, seeds=[0], micro_batches={"line": 4}).timing["line"].origin
+    )
 
 
 def test_times_of_another_machine_do_not_count(project):

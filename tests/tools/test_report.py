@@ -522,6 +522,8 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row():
         {"config_hash": "other"},
         {"machine": {"processor": "q", "cores": 2, "device": "cpu"}},
         {"departures": ["a: 1 -> 2"]},
+        {"micro_batches": {"line": 2}},
+        {"processes": 2},
         {"command": "repro run toy --seeds 1 --set a=2"},
         {"config": {"phases": {"line": {"ema_decay": 0.9}}}},
     ],
@@ -530,6 +532,53 @@ def test_runs_that_differ_in_more_are_told_apart(changes):
     one = spec()
     two = [record(one, 0, {}), record(one, 1, {}) | changes]
     assert [group.id for group in group_runs(two, [])] == ["R1", "R2"]
+
+
+DIVIDED = {
+    "processes": 2, "micro_batches": {"line": 3, "constant": 1}, "workers": 4,
+    "parts": {
+        "line": [
+            {"outcome": "same", "why": "but for the numbers logged as hits", "processes": 2, "micro_batches": 3, "draws": True},
+            {"outcome": "refused", "why": "its batch norm | <b>takes</b>", "processes": 1, "micro_batches": 8, "draws": False},
+        ],
+        "constant": [
+            {"outcome": "per part", "why": "the paper means the statistics of batch norm", "processes": 2, "micro_batches": 1, "draws": False},
+            {"outcome": "not measured", "why": "its gradient is zero", "processes": 2, "micro_batches": 1, "draws": False},
+            {"outcome": "same", "why": "", "processes": 2, "micro_batches": 1, "draws": False},
+        ],
+    },
+}  # fmt: skip
+
+
+def test_the_parts_of_a_run_stand_beside_its_machine_with_what_is_known_of_them():
+    one = spec()
+    records = [record(one, seed, {"constant.value": 3.0}) | DIVIDED for seed in (0, 1)]
+    shown = results_page(results(one, records))
+    assert "p, 2 cores, 2 processes, line in 3 micro-batches, 4 workers" in row(shown, "R1")
+    assert [line for line in shown.splitlines() if line.startswith("- R1: ")] == [
+        "- R1: line, 2 processes of 3 micro-batches: the gradient of the whole, but for the numbers logged as hits; what a step draws at "
+        "random is equal in distribution only",
+        "- R1: line, 8 micro-batches: refused: its batch norm | &lt;b>takes&lt;/b>",
+        "- R1: constant, 2 processes: not tried (`parts_define`): the paper means the statistics of batch norm within each part, so their "
+        "number is the method's",
+        "- R1: constant, 2 processes: not measured: its gradient is zero",
+        "- R1: constant, 2 processes: the gradient of the whole",
+    ]
+
+
+def test_of_a_run_in_one_part_nothing_is_said_of_parts():
+    one = spec()
+    whole = {"processes": 1, "workers": 0}
+    shown = results_page(results(one, [record(one, seed, {}) | whole for seed in (0, 1)]))
+    assert "p, 2 cores" in row(shown, "R1") and "divided" not in shown
+    assert group_runs([record(one, 0, {}) | whole, record(one, 1, {})], [])[0].seeds == [0, 1]
+
+
+@pytest.mark.parametrize("field", ["micro_batches", "parts"])
+def test_parts_of_another_kind_make_a_file_no_record(tmp_path, field):
+    (tmp_path / "bad.json").write_text(json.dumps(record(spec(), 0, {}) | {field: [2]}))
+    with pytest.raises(BadInput, match=f"bad.json: found no run record .{field}: list, not dict"):
+        read_records(tmp_path)
 
 
 def test_every_row_of_a_claim_names_its_runs():
