@@ -12,7 +12,7 @@ import torch
 from proof import Proof
 
 from nsgf import phases as methods
-from repro import loop
+from repro import loop, update
 from repro.config import Pace
 from repro.run import plan
 from repro.runtime import Runtime, World
@@ -41,8 +41,11 @@ def trained_on(rank, size, config, folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", str(rank))
-        patch.setattr(World, "sum_gradients", lambda self, weights: None)
-        patch.setattr(World, "total", lambda self, value: value * self.size)
+        # Each process alone, as if the others had the same.
+        patch.setattr(World, "_meet", lambda self, place, *numbers: [list(numbers)] * self.size)
+        patch.setattr(World, "_wait", lambda self, exchange, *tensors: None)
+        patch.setattr(World, "gather", lambda self, rows, place: torch.cat([rows] * self.size))
+        patch.setattr(loop, "_try_parts", lambda *given: None)
         runtime = Runtime(torch.device("cpu"), world=World(rank, size))
         (phase,) = (phase for phase in methods.make_phases(config, runtime) if phase.name == "ot_cfm")
         phase.loss = noting(phase.loss)
@@ -86,15 +89,12 @@ def a_seed_for_each_rank(monkeypatch):
 
 def the_same_rows_for_every_rank(monkeypatch):
     """The batch is made smaller by the number of processes, the seed is not changed: each draws what the others draw."""
-    monkeypatch.setattr(
-        World,
-        "share_of",
-        lambda self, batch, name: {key: column[: len(column) // self.size] for key, column in batch.items()},
-    )
+    monkeypatch.setattr(update, "rows_of", lambda part, parts: slice(BATCH // parts))
 
 
 def the_whole_minibatch_for_every_rank(monkeypatch):
-    monkeypatch.setattr(World, "share_of", lambda self, batch, name: dict(batch))
+    monkeypatch.setattr(update, "rows_of", lambda part, parts: slice(None))
+    monkeypatch.setattr(update.Update, "_require_whole", lambda self, off: None)  # which finds it too
 
 
 def global_generators_of_the_rank(monkeypatch):
@@ -110,22 +110,16 @@ def dropout_of_one_process(monkeypatch):
 
 def halves(monkeypatch):
     """Rows that lie beside each other go to one process, not every second one."""
-
-    def share_of(self, batch, name):
-        return {key: column.chunk(self.size)[self.rank] for key, column in batch.items()}
-
-    monkeypatch.setattr(World, "share_of", share_of)
+    size = BATCH // SIZE
+    monkeypatch.setattr(
+        update, "rows_of", lambda part, parts: slice(part * size, (part + 1) * size) if parts > 1 else slice(None)
+    )
 
 
 def shuffled_before_it_is_shared_out(monkeypatch):
     """By an order that all processes draw alike."""
-    real = World.share_of
-
-    def share_of(self, batch, name):
-        order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(0))
-        return real(self, {key: column[order] for key, column in batch.items()}, name)
-
-    monkeypatch.setattr(World, "share_of", share_of)
+    real, order = update.rows_of, torch.randperm(BATCH, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(update, "rows_of", lambda part, parts: order[real(part, parts)])
 
 
 def dropout_by_another_key(monkeypatch):
