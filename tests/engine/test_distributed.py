@@ -241,8 +241,11 @@ def toy(project):
     def train(functions, runs, *options):
         command = ["run", "toy", "--device", "cpu", "--runs", runs, *options]
         codes = run_ranks(functions, command, output=project / f"{runs}.log")
-        logs = [project / f"{runs}.log", project / f"{runs}.log.1"]
-        return codes, [log.read_text() if log.exists() else "" for log in logs]
+        logs = [project / f"{runs}.log", *(project / f"{runs}.log.{rank}" for rank in range(1, len(functions)))]
+        found = [log.read_text() if log.exists() else "" for log in logs]
+        for log in logs:
+            log.unlink(missing_ok=True)
+        return codes, found
 
     return train
 
@@ -357,6 +360,77 @@ def test_columns_of_other_lengths_are_refused_in_one_line(toy):
     assert codes == [1, 1]
     line = "repro: phase line, step 1: found columns of 7, 8 rows, expected the same number in each with 2 parts\n"
     assert "".join(logs) == line
+
+
+# Steps whose parts are not the whole.
+
+
+def normed(arguments):
+    Line.make_model = lambda self: nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    return quick(arguments)
+
+
+def normed_as_the_paper_means_it(arguments):
+    Line.parts_define = "the statistics of batch norm, section 2"
+    return normed(arguments)
+
+
+def normed_and_asked_at_step_3(arguments):
+    at_step(3, ask)
+    return normed_as_the_paper_means_it(arguments)
+
+
+def record_of(project, runs):
+    return json.loads((project / runs / "toy/seed-0/record.json").read_text())
+
+
+def test_batch_norm_is_refused_in_one_line_and_the_record_of_the_whole_shows_it(project, toy):
+    codes, logs = toy([normed] * 2, "runs")
+    (line,) = "".join(logs).splitlines()
+    assert codes == [2, 2] and "its batch norm takes the statistics of a part; use update.gather" in line
+    assert toy([normed], "runs", "--resume")[0] == [0]
+    (found,) = record_of(project, "runs")["parts"]["line"]
+    assert (found["outcome"], found["processes"], found["micro_batches"]) == ("refused", 2, 1)
+
+
+def test_micro_batches_of_batch_norm_are_refused_too(toy):
+    codes, logs = toy([normed], "runs", "--micro-batches", "line=4")
+    assert codes == [2] and "found another gradient in 4 parts of a minibatch than for the whole" in logs[0]
+
+
+def test_what_the_paper_means_per_part_belongs_to_the_run(project, toy):
+    """The buffers of the processes are the same at each save, and go on to the same bits."""
+    two, three = [normed_as_the_paper_means_it] * 2, [normed_as_the_paper_means_it] * 3
+    assert toy(two, "whole")[0] == [0, 0]
+    functions = [normed_as_the_paper_means_it, normed_and_asked_at_step_3]
+    assert toy(functions, "runs")[0] == [143, 143]
+    codes, logs = toy(three, "runs", "--resume")
+    (line,) = [line for log in logs for line in log.splitlines() if "goes on at phase" not in line]
+    assert codes == [2, 2, 2] and "parts: found a state of 2, expected 3; resume with the configuration" in line
+    assert toy(two, "runs", "--resume")[0] == [0, 0]
+    assert_same(states(project / "whole"), states(project / "runs"))
+    assert record_of(project, "runs")["parts"]["line"][0]["outcome"] == "per part"
+
+
+def test_an_unknown_phase_has_no_micro_batches(project, toy):
+    codes, logs = toy([quick], "runs", "--micro-batches", "lime=4")
+    assert (
+        codes == [2] and logs[0] == "repro: --micro-batches: found the phase 'lime', expected one of: line, constant\n"
+    )
+    assert not (project / "runs").exists()
+
+
+def test_micro_batches_are_in_the_record_and_the_result_is_that_of_one(project, toy):
+    assert toy([smooth], "one")[0] == toy([smooth], "four", "--micro-batches", "4", "constant=2")[0] == [0]
+    assert record_of(project, "four")["micro_batches"] == {"line": 4, "constant": 2}
+    assert record_of(project, "four")["config_hash"] == record_of(project, "one")["config_hash"]
+    assert_close(states(project / "one"), states(project / "four"))
+
+
+@pytest.mark.parametrize("value", ["0", "x", "line=0", "line="])
+def test_a_number_of_micro_batches_is_whole_and_positive(toy, value):
+    codes, logs = toy([quick], "runs", "--micro-batches", value)
+    assert codes == [2] and re.search(r"--micro-batches: found '.*', expected a whole number of at least 1", logs[0])
 
 
 # Processes that are not alike.
