@@ -626,11 +626,51 @@ def test_processes_of_one_run_are_no_jobs(project, capsys, monkeypatch):
     assert not (project / "runs").exists()
 
 
+DYING = """
+import os, signal
+from toy_method import METHOD, Line
+from repro.update import Update
+
+step = Line.train_step
+
+def train_step(self, state, batch, update):
+    if os.environ.get("DIES") == os.environ["RANK"] and update.step_number == 7 and type(update) is Update:
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self, state, batch, update)
+
+Line.train_step = train_step
+"""
+
+
 @pytest.mark.slow
-def test_torchrun_runs_an_experiment_from_end_to_end(project, monkeypatch):
-    environment(monkeypatch, PYTHONPATH=python_path(), OMP_NUM_THREADS="1", **LOOPBACK)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", "repro", "run", "toy", "--device", "cpu"]
-    ended = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=LONGEST_S)
-    assert ended.returncode == 0 and ended.stdout == "runs/toy/seed-0\n", ended.stderr
-    assert json.loads((project / "runs/toy/seed-0/record.json").read_text())["processes"] == 2
+def test_torchrun_runs_an_experiment_and_goes_on_to_the_same_bits_when_a_process_was_killed(project, monkeypatch):
+    """With micro-batches, workers and dropout."""
+    environment(monkeypatch, PYTHONPATH=f"{python_path()}{os.pathsep}{project}", OMP_NUM_THREADS="1", **LOOPBACK)
+    (project / "dying.py").write_text(DYING)
+    (project / "pyproject.toml").write_text('[tool.repro]\nmethod = "dying:METHOD"\n')
+
+    def torchrun(runs, *options):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "repro",
+        ]
+        command += ["run", "toy", "--device", "cpu", "--micro-batches", "2", "--workers", "1", "--runs", runs, *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
+
+    ended = torchrun("whole")
+    assert ended.returncode == 0 and ended.stdout == "whole/toy/seed-0\n", ended.stderr
+    assert record_of(project, "whole")["processes"] == 2
+    monkeypatch.setenv("DIES", "1")
+    ended = torchrun("runs")
+    told = [line for line in ended.stderr.splitlines() if line.startswith("repro: ")]
+    assert ended.returncode == 1 and len(told) <= 1, ended.stderr  # torchrun may end the other before it has told
+    monkeypatch.delenv("DIES")
+    ended = torchrun("runs", "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert_same(states(project / "whole"), states(project / "runs"))

@@ -87,7 +87,7 @@ class Contrastive(Classifier):
 
     def loss(self, state, part, batch, update):
         one, other = self.views(state, part, update)
-        return F.cross_entropy(one @ other.T, torch.arange(len(one)))
+        return F.cross_entropy(one @ other.T, torch.arange(len(one), device=one.device))
 
     def views(self, state, part, update):
         return state.network(part["x"]), state.network(part["other"])
@@ -105,7 +105,7 @@ class OwnRowsAgainstAll(Contrastive):
         one, other = self.views(state, part, update)
         world = update._runtime.world
         first = sum(len(range(rank, len(batch["x"]), world.size)) for rank in range(world.rank))
-        return F.cross_entropy(one @ update.gather(other).T, first + torch.arange(len(one)))
+        return F.cross_entropy(one @ update.gather(other).T, first + torch.arange(len(one), device=one.device))
 
 
 class Padded(Classifier):
@@ -153,7 +153,7 @@ class Noisy(Classifier):
     """Noise on its inputs, drawn in the step."""
 
     def loss(self, state, part, batch, update):
-        noise = torch.randn(part["x"].shape, generator=update.generator("noise"))
+        noise = torch.randn(part["x"].shape, generator=update.generator("noise")).to(update.device)
         return F.cross_entropy(state.network(part["x"] + noise), part["label"])
 
 
@@ -201,7 +201,7 @@ class Counting(Classifier):
     """Two losses on all weights, statistics that are added up, a number of the parts."""
 
     def train_step(self, state, batch, update):
-        count = torch.zeros(CLASSES)
+        count = torch.zeros(CLASSES, device=update.device)
         for part in update.parts(batch):
             guess = state.network(part["x"])
             update.log("hits", (guess.argmax(1) == part["label"]).float().mean())
@@ -256,9 +256,11 @@ UNCLEAR = {
 ALONE = World()
 
 
-def verdict(phase: Phase[Any], world: World = ALONE, micro_batches: int = 1) -> tuple[str, str, bool]:
+def verdict(
+    phase: Phase[Any], world: World = ALONE, micro_batches: int = 1, device: str = "cpu"
+) -> tuple[str, str, bool]:
     """Of a phase that is about to begin."""
-    runtime = Runtime(torch.device("cpu"), world=world, micro_batches={"*": micro_batches})
+    runtime = Runtime(torch.device(device), world=world, micro_batches={"*": micro_batches})
     loop = Loop(phase, seed=0, runtime=runtime, earlier={})
     loop.prepare(Path())
     loop.collect_if_due()
@@ -390,3 +392,15 @@ def test_nothing_of_the_run_is_touched(tmp_path: Path) -> None:
     assert split_test(phase, loop.draw(0), 0, 0, runtime, {}).outcome == "same"
     assert differences(before, loop.snapshot()) == [] and phase.network is network
     assert all(weight.grad is None for weight in network.parameters())
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("name", [*SOUND, *UNSOUND])
+def test_a_gpu_gives_the_same_verdicts(name: str) -> None:
+    """Its attention and its dropout draw by operations of their own."""
+    make, expected = (SOUND[name], "same") if name in SOUND else (UNSOUND[name][0], "refused")
+    assert verdict(make(), micro_batches=4, device="cuda")[0] == expected

@@ -26,16 +26,15 @@ from repro.__main__ import main
 from repro.errors import BadInput
 from repro.loop import Loop
 from repro.phases import Phase
-from repro.runtime import Runtime
+from repro.runtime import Runtime, deterministic
 
 ENDED = "repro: ended by SIGTERM; go on with the same command and --resume\n"
 METHODS = ["wgan_gp", "ppo", "bank", "language_model"]
 """With epochs, rounds, rounds of unequal size, and no data."""
 
 
-def new_loop(phase: Phase[Any], workers: int, folder: Path | None = None) -> Loop:
-    runtime = Runtime(torch.device("cpu"), workers=workers)
-    return Loop(phase, seed=0, runtime=runtime, earlier={}, folder=folder)
+def new_loop(phase: Phase[Any], workers: int, device: str = "cpu") -> Loop:
+    return Loop(phase, seed=0, runtime=Runtime(torch.device(device), workers=workers), earlier={})
 
 
 def to(loop: Loop, steps: int) -> dict[str, Any]:
@@ -63,6 +62,15 @@ def test_resumed_with_workers_a_method_ends_in_the_same_bits(name: str, tmp_path
     resumed = new_loop(make(), 2)
     resumed.restore(checkpoint.load(tmp_path / "state.safetensors"))
     assert differences(to(new_loop(make(), 0), 26), to(resumed, 26)) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_workers_of_a_gpu_give_the_same_bits_in_pinned_memory() -> None:
+    make = import_module("methods.wgan_gp").make_phase
+    with deterministic(torch.device("cuda")):
+        own, others = to(new_loop(make(), 0, "cuda"), 26), to(new_loop(make(), 2, "cuda"), 26)
+    assert differences(own, others) == []
 
 
 class Everything(Line):

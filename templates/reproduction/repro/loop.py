@@ -435,11 +435,9 @@ def _try_parts(loop: Loop, path: Path) -> None:
         kept, new = _verdicts(path), asdict(verdict)
         with checkpoint.writing(path):
             path.write_text(json.dumps([*kept, new] if new not in kept else kept))
-        if verdict.outcome == "not measured":
-            print(
-                f"repro: warning: phase {loop.phase.name}: parts: not measured: {verdict.why}",
-                file=sys.stderr,
-            )
+        if verdict.why and verdict.outcome != "refused":
+            told = f"phase {loop.phase.name}: parts: {verdict.outcome}: {verdict.why}"
+            print(f"repro: {told}", file=sys.stderr)
     require_same(loop.phase, verdict)
 
 

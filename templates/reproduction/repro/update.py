@@ -274,7 +274,7 @@ class Update:
 
     def begin(self, step: int, folder: Path | None = None) -> None:
         """Before a step or a `collect`, the data of which lie in `folder`, or in memory."""
-        self.step_number, self._complete = step, True
+        self.step_number, self._complete, self._calls = step, True, None
         self._backwards, self._stepped = 0, {}
         self._folder, self._room = folder, None
 
@@ -350,7 +350,7 @@ class Update:
 
     def _may_lack_a_loss(self) -> bool:
         """Whether the loss may be that of another process' parts: this one went through its own."""
-        return bool(self._calls) and self._runtime.world.size > 1
+        return self._device_parts is not None and self._runtime.world.size > 1
 
     def _sum_up(self, weights: list[Tensor], place: str) -> None:
         """Puts the whole minibatch's gradients in the place of those of this process' parts, and its loss."""
