@@ -295,6 +295,18 @@ def test_resume_phase_needs_the_phases_before_it(project, capsys):
     )
 
 
+def test_a_run_in_micro_batches_is_judged_anew_and_reported_with_what_is_known_of_its_parts(project, capsys):
+    assert main(["run", "toy", "--seeds", "0", "--micro-batches", "2"]) == 0
+    assert main(["evaluate", "toy"]) == 0
+    assert record(project)["micro_batches"] == {"line": 2, "constant": 2}
+    assert main(["report"]) == 0
+    page = (project / "reports" / "README.md").read_text()
+    assert "cores, line in 2 micro-batches, constant in 2 micro-batches |" in page
+    told = "the gradient of the whole; what a step draws at random is equal in distribution only"
+    assert f"\n- R1: line, 2 micro-batches: {told}\n" in page
+    assert "\n- R1: constant, 2 micro-batches: the gradient of the whole\n" in page
+
+
 def test_a_seed_that_is_named_twice_is_one_run(project, monkeypatch):
     started = []
     monkeypatch.setattr("repro_tools.run.execute_many", lambda plans, seeds, *rest: started.append(seeds) or [])
