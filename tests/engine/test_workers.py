@@ -214,7 +214,8 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_nothing_is_lost(to
     assert differences(toy(None, "whole")[2], resumed) == []
 
 
-def test_the_record_says_nothing_of_workers_that_change_nothing(project: Path, toy: Any) -> None:
-    assert toy(None, "runs", "--workers", "1")[0] == 0
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_record_says_how_many_workers_there_were(project: Path, toy: Any, workers: int) -> None:
+    assert toy(None, "runs", "--workers", str(workers))[0] == 0
     record = json.loads((project / "runs/toy/seed-0/record.json").read_text())
-    assert "micro_batches" not in record and "parts" not in record
+    assert record.get("workers", 0) == workers and "micro_batches" not in record and "parts" not in record

@@ -227,6 +227,8 @@ def _evaluate(run: Run, results: Mapping[str, PhaseResult], info: Mapping[str, A
     divided = {phase.name: run.runtime.micro_batches_of(phase.name) for _, phase, _ in run.phases}
     if any(count > 1 for count in divided.values()):
         record["micro_batches"] = divided
+    if run.runtime.workers:
+        record["workers"] = run.runtime.workers
     if parts := {name: result.parts for name, result in results.items() if result.parts}:
         record["parts"] = parts
     if watched := {name: result.watched for name, result in results.items() if result.watched}:
