@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from repro import checkpoint
-from repro import state as states
 from repro.config import load
 from repro.method import find_project
 from repro.run import git_commit
@@ -36,7 +35,7 @@ def state_of(experiment: str) -> dict:
     for parameter in state.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     state.optimiser.step()
-    return {"state": states.saved(state), "steps_done": 1}
+    return {"state": checkpoint.saved(state), "steps_done": 1}
 
 
 def seconds(function) -> float:

@@ -36,7 +36,6 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from nsgf import sinkhorn
-from repro import state as states
 from repro.config import load
 from repro.method import find_project
 from repro.run import git_commit
@@ -93,7 +92,7 @@ def phase(experiment: str, name: str, *overrides: str) -> Callable[[torch.device
         one, earlier = phases[index], networks(phases[:index])
         state, update, number = one.setup(earlier), Update(one, 0, Runtime(device)), itertools.count()
         if device.type != "cpu":
-            states.move(state, device)
+            checkpoint.move(state, device)
         batch = {key: column.to(device) for key, column in one.rehearse(earlier).items()}
 
         def step() -> None:

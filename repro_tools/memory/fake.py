@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from repro import state as states
+from repro import checkpoint
 from repro.errors import BadInput
 from repro.phases import Networks, Phase, SingleLossPhase
 from repro.runtime import Runtime, World
@@ -118,7 +118,7 @@ class Rehearsal:
             raise CannotRehearse(f"phase {phase.name}: not measured: own loop")
         self.phase, self._device, self._earlier, self._processes = phase, device, earlier, processes
         self._state = phase.setup(earlier)
-        states.move(self._state, device)
+        checkpoint.move(self._state, device)
         self.model, self.optimiser = self._state.model, as_on_a_gpu(self._state.optimiser)
         self.micro_batches = micro_batches
         self._update = Update(phase, 0, Runtime(device, micro_batches={"*": min(micro_batches, PARTS)}))

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from repro import checkpoint
-from repro import state as states
 from repro.loop import FINISHED, RUNNING, Curve, Loop, MakeUpdate, load_networks
 from repro.phases import Networks, Phase, SingleLossPhase, SingleLossState
 from repro.randomness import seed_global_generators
@@ -226,7 +225,7 @@ class _Watching(Update):
 
 def _weights_now(state: Any) -> dict[str, Tensor]:
     """Copies of every weight that has a shape by now."""
-    weights = {name: weight for name, weight in states.parameters(state).items() if not is_lazy(weight)}
+    weights = {name: weight for name, weight in checkpoint.parameters(state).items() if not is_lazy(weight)}
     return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
 
@@ -261,7 +260,7 @@ def _step(loop: Loop) -> None:
 
 def _finished(loop: Loop, path: Path) -> None:
     """Writes what the phase hands on, as a run does it."""
-    states.require_finite(loop.state, loop.phase.name, loop.step)
+    checkpoint.require_finite(loop.state, loop.phase.name, loop.step)
     networks = {name: dict(one.state_dict()) for name, one in loop.phase.networks(loop.state).items()}
     checkpoint.save(path, {"networks": networks})
 

@@ -10,8 +10,10 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR, StepLR
 from torch.optim.swa_utils import AveragedModel
 
-from repro import checkpoint, state
+from repro import checkpoint
+from repro import checkpoint as state
 from repro.errors import BadInput, RunFailed
+from repro.phases import Replayed
 
 
 @dataclass
@@ -274,7 +276,7 @@ class Wheel:
 
 def test_an_environment_without_state_resumes_by_its_actions(tmp_path):
     def made() -> One:
-        return One(state.Replayed(Wheel, seed=3))
+        return One(Replayed(Wheel, seed=3))
 
     before, new = made(), made()
     for _ in range(2):

@@ -18,11 +18,11 @@ from torch import Tensor
 from methods.plain.given import tensors
 from methods.ppo import PPO, Agent
 from repro import checkpoint
+from repro.checkpoint import saved
 from repro.config import Pace
 from repro.loop import Loop, PhaseResult, run_phase
 from repro.phases import Batch, Networks, Phase
 from repro.runtime import Runtime
-from repro.state import saved
 from repro.update import Update
 
 CPU = Runtime(torch.device("cpu"))

@@ -16,7 +16,6 @@ from proof import Proof
 
 from nsgf import phases as methods
 from repro import checkpoint, loop, run
-from repro import state as states
 from repro.errors import BadInput
 from repro.run import execute, plan, run_folder
 from repro.runtime import Runtime
@@ -263,7 +262,7 @@ def no_average(monkeypatch):
     real = loop.Loop.restore
 
     def restore(self, before):
-        new = {"average": states.saved(self.state)["average"]}
+        new = {"average": checkpoint.saved(self.state)["average"]}
         real(self, before | {"state": before["state"] | new})
 
     monkeypatch.setattr(loop.Loop, "restore", restore)

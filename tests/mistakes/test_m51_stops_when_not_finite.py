@@ -18,7 +18,6 @@ from nsgf import geomloss_velocity, sinkhorn
 from nsgf.config import Sinkhorn
 from nsgf.phases import make_velocity
 from repro import checkpoint, loop
-from repro import state as states
 from repro.errors import RunFailed
 from repro.phases import PLAIN, SingleLossPhase
 from repro.update import Update
@@ -139,7 +138,7 @@ def loss_said_and_saved(monkeypatch):
 
 def weights_saved_unseen(monkeypatch):
     """The loss is looked at before the step is made, and so is what is saved: this kit, until this entry was written."""
-    monkeypatch.setattr(states, "require_finite", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "require_finite", lambda *_: None)
 
 
 def scaler_halves_for_ever(monkeypatch):

@@ -12,7 +12,7 @@ from proof import Proof
 from torch import nn, optim
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
-from repro import state as states
+from repro import checkpoint
 from repro.loop import Loop
 from repro.phases import Phase
 from repro.runtime import CPU
@@ -76,7 +76,7 @@ def check(before):
 
 def _saved_by(get, monkeypatch):
     """Network and optimiser of a state are saved by `get`."""
-    real = states.saved
+    real = checkpoint.saved
 
     def saved(value):
         kept = real(value)
@@ -84,7 +84,7 @@ def _saved_by(get, monkeypatch):
             kept["net"]["state_dict"], kept["optimiser"] = got
         return kept
 
-    monkeypatch.setattr(states, "saved", saved)
+    monkeypatch.setattr(checkpoint, "saved", saved)
 
 
 def get_state_dict_of_torch(monkeypatch):

@@ -28,6 +28,9 @@ repro.__main__.seed
 repro.checkpoint.__file__
 repro.checkpoint.flush
 repro.checkpoint.load
+repro.checkpoint.move
+repro.checkpoint.parameters
+repro.checkpoint.require_finite
 repro.checkpoint.save
 repro.config.Change
 repro.config.RunConfig
@@ -104,9 +107,6 @@ repro.runtime.say
 repro.runtime.world_of_this_process
 repro.split.Verdict
 repro.split.split_test
-repro.state.move
-repro.state.parameters
-repro.state.require_finite
 repro.update.Update
 repro.update.rows_of
 """

@@ -1,9 +1,9 @@
 """The engine: configurations, phases, rounds, checkpoints, runs and their records.
 
 To read it: `phases` is what a method writes, `update` what a step of it can do, `loop` trains a phase, `run`
-a whole experiment, `method` finds the project, `__main__` is the command. Beneath lie `state` (what training
-changes), `checkpoint` and `rounds` (what is kept), `randomness`, `config`, `runtime` (device, processes) and
-`errors`.
+a whole experiment, `split` tries whether a step may be divided, `method` finds the project, `__main__` is the
+command. Beneath lie `checkpoint` (what training changes, and its file), `rounds`, `randomness`, `config`,
+`runtime` (device, processes) and `errors`.
 
 It never imports a method: a method describes itself in one `repro.method.Method` that the project's
 pyproject.toml names. Nor does it import the tools (`repro_tools`), which know the specification and judge

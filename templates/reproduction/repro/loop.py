@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from repro import checkpoint, rounds
-from repro import state as states
 from repro.config import Pace, differences
 from repro.errors import BadInput, RunFailed, Terminated, deferred_termination
 from repro.phases import Batch, Networks, Phase
@@ -84,8 +83,8 @@ class Loop:
         self.earlier = earlier
         seed_global_generators(seed, phase.stream, "initialise")
         self.state = phase.setup(earlier)
-        states.check(self.state, phase.name, phase.shared_parameters)
-        states.move(self.state, runtime.device)
+        checkpoint.check(self.state, phase.name, phase.shared_parameters)
+        checkpoint.move(self.state, runtime.device)
         self.update = make_update(phase, seed, runtime)
         self.step = 0
         """Steps done."""
@@ -158,7 +157,9 @@ class Loop:
         self.phase.train_step(self.state, batch, self.update)
         self.update.end(self._named_weights())
         if self.phase.parts_define:
-            buffers = [one for network in states.modules(self.state).values() for one in network.buffers()]
+            buffers = [
+                one for network in checkpoint.modules(self.state).values() for one in network.buffers()
+            ]
             self.runtime.world.broadcast_into(buffers, f"phase {self.phase.name}, buffers")
         self.step += 1
 
@@ -201,7 +202,7 @@ class Loop:
         """
         return {
             "steps_done": self.step,
-            "state": states.saved(self.state),
+            "state": checkpoint.saved(self.state),
             "scaler": self.update.scaler.state_dict(),
             "logged": {name: (step, float(value)) for name, (step, value) in self.update.logged.items()},
             "curves": self.curves,
@@ -211,7 +212,7 @@ class Loop:
     def restore(self, before: Mapping[str, Any]) -> None:
         """Goes on from a snapshot. Raises ValueError or KeyError where it does not fit the present code."""
         self.step = _steps_done(before, range(self.phase.steps + 1))
-        states.restore(self.state, before["state"])
+        checkpoint.restore(self.state, before["state"])
         if before["scaler"]:
             self.update.scaler.load_state_dict(before["scaler"])
         self.update.logged = {name: (step, value) for name, (step, value) in before["logged"].items()}
@@ -227,10 +228,10 @@ class Loop:
         world = self.runtime.world
         if world.size == 1:
             return
-        own = {"state": states.saved(self.state)}
+        own = {"state": checkpoint.saved(self.state)}
         if self.round is not None and not self.round.compared:
             own["round"], self.round.compared = dict(self.round.rows), True
-        names, digests = zip(*states.digests(own, "saved"), strict=True)
+        names, digests = zip(*checkpoint.digests(own, "saved"), strict=True)
         place = f"phase {self.phase.name}, step {self.step}, the state {zlib.crc32(repr(names).encode())}"
         everywhere = world.gather(torch.tensor([digests]), place)
         same_everywhere = (everywhere == everywhere[0]).all(0).tolist()
@@ -276,7 +277,7 @@ class Loop:
         # Looked up again only where a step has put something else into the state.
         objects = [id(value) for value in vars(self.state).values()]
         if self._weights[0] != objects:
-            self._weights = objects, list(states.parameters(self.state).items())
+            self._weights = objects, list(checkpoint.parameters(self.state).items())
         return self._weights[1]
 
     def _failure(self, step: int, why: str) -> RunFailed:
@@ -384,7 +385,7 @@ def _train(loop: Loop, folder: Path, identity: dict[str, Any], pace: Pace) -> No
     prepare_s += time.perf_counter() - began
 
     def save(path: Path, contents: dict[str, Any]) -> None:
-        states.require_finite(loop.state, phase.name, loop.step)
+        checkpoint.require_finite(loop.state, phase.name, loop.step)
         loop.require_same_state()
         wall_s = spent_s + time.perf_counter() - began
         if world.first:

@@ -28,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from repro.config import Section
 from repro.errors import BadInput, RunFailed
 from repro.randomness import Draw as Draw
+from repro.randomness import derive_seed
 
 if TYPE_CHECKING:
     from repro.update import Update
@@ -352,3 +353,36 @@ def milestones(step: int, at: Sequence[int], factor: float) -> float:
 def _share(step: int, steps: int) -> float:
     """The share of `steps` that is done before this one, between 0 and 1."""
     return min(max(step / steps, 0.0), 1.0)
+
+
+class Replayed:
+    """An environment without `state_dict`, saved as its seed and the actions since its last reset.
+
+    `make` gives a new environment with `reset(seed=...)` and `step(action)`, whose answers are a function of
+    the seed and the actions. Actions are numbers, lists of numbers or tensors. A resumed phase takes the
+    actions again.
+    """
+
+    def __init__(self, make: Callable[[], Any], seed: int):
+        self.environment, self._seed = make(), seed
+        self._episode, self._actions = 0, list[Any]()
+
+    def reset(self) -> Any:
+        """Begins a new episode and returns what the environment's own `reset` does."""
+        self._episode, self._actions = self._episode + 1, []
+        return self.environment.reset(seed=derive_seed(self._seed, "episode", self._episode))
+
+    def step(self, action: Any) -> Any:
+        """Takes an action and returns what the environment's own `step` does."""
+        self._actions.append(action.detach().clone() if isinstance(action, Tensor) else action)
+        return self.environment.step(action)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"episode": self._episode, "actions": list(self._actions)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._episode, self._actions = state_dict["episode"] - 1, []
+        if state_dict["episode"]:
+            self.reset()
+        for action in state_dict["actions"]:
+            self.step(action)

@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repro import state as states
+from repro import checkpoint
 from repro.errors import BadInput, RunFailed
 from repro.phases import Batch, Networks, Phase
 from repro.randomness import generator, seed_global_generators
@@ -78,11 +78,11 @@ def split_test(
     try:
         seed_global_generators(seed, phase.stream, "split")
         state = own.setup(earlier)
-        states.move(state, runtime.device)
+        checkpoint.move(state, runtime.device)
         _move_weights(state, seed)
-        before = copy.deepcopy(states.saved(state))
+        before = copy.deepcopy(checkpoint.saved(state))
         whole.do(state, few, step)
-        states.restore(state, before)
+        checkpoint.restore(state, before)
     except (BadInput, RunFailed):  # such as for weights that only sum to 1 over a certain number of parts
         raise
     except Exception as error:  # of the method, on fewer rows than a run has
@@ -98,7 +98,7 @@ def split_test(
 
     draws = world.any(bool(parts.draws), "split test, draws")
     unclear = next(filter(None, world.texts(parts.unclear, "split test, unclear")), "")
-    fault, nothing = _fault(whole.gradients, parts.gradients, states.parameters(state))
+    fault, nothing = _fault(whole.gradients, parts.gradients, checkpoint.parameters(state))
     if world.any(bool(fault), "split test, fault"):
         if unclear:
             return verdict("not measured", unclear, draws)
@@ -155,7 +155,7 @@ class _Trial(Update):
             self._phase.train_step(state, batch, self)
         if _elsewhere() != elsewhere:
             self.draws, self.unclear = self.draws + 1, "the step draws from NumPy or Python"
-        for weight in states.parameters(state).values():
+        for weight in checkpoint.parameters(state).values():
             weight.grad = None
         self.told = self.numbers()
 
@@ -232,7 +232,7 @@ def _rows_to_try(batch: Batch, parts: int) -> int:
 
 def _move_weights(state: Any, seed: int) -> None:
     chance = generator(seed, "split")
-    for weight in {id(one): one for one in states.parameters(state).values()}.values():
+    for weight in {id(one): one for one in checkpoint.parameters(state).values()}.values():
         if weight.requires_grad and weight.is_floating_point() and not is_lazy(weight):
             size = float(weight.detach().square().mean().sqrt()) if weight.numel() else 0.0
             noise = torch.randn(weight.shape, generator=chance).to(weight)
@@ -270,7 +270,7 @@ def _fault(
 
 
 def _cause(state: Any) -> str:
-    networks = states.modules(state).values()
+    networks = checkpoint.modules(state).values()
     if any(isinstance(one, _BatchNorm) and one.training for network in networks for one in network.modules()):
         return "its batch norm takes the statistics of a part"
     return "the loss couples rows, or is a mean over another count than rows"
