@@ -112,13 +112,13 @@ class Padded(Classifier):
     """A mean over the real places of all rows of a part, each part as heavy as its rows."""
 
     def loss(self, state, part, batch, update):
-        square = (state.network[0](part["x"]) - part["other"]).square()
-        return square[part["real"]].mean()
+        square = (state.network(part["x"]) - part["other"][:, :CLASSES]).square()
+        return square[part["real"][:, :CLASSES]].mean()
 
 
 class WeightedPadded(Padded):
     def weight(self, part, batch):
-        return part["real"].sum() / batch["real"].sum()
+        return part["real"][:, :CLASSES].sum() / batch["real"][:, :CLASSES].sum()
 
 
 class SumOverAConstant(Classifier):
@@ -213,6 +213,43 @@ class Counting(Classifier):
         update.log("loss", update.step(state.optimiser, clip=0.1))
 
 
+class MinibatchDeviation(Classifier):
+    """StyleGAN's: how far the rows lie apart is an input of the last layer."""
+
+    def loss(self, state, part, batch, update):
+        x = state.network[0](part["x"])
+        return F.cross_entropy(state.network[-1](x + x.std(0, correction=0).mean()), part["label"])
+
+
+class Hardest(Classifier):
+    """The mean over the quarter of the rows with the largest loss."""
+
+    def loss(self, state, part, batch, update):
+        losses = F.cross_entropy(state.network(part["x"]), part["label"], reduction="none")
+        return losses.topk(-(-len(losses) // 4)).values.mean()
+
+
+class DividedByPositives(Classifier):
+    """As focal losses are: by the number of rows that hold something."""
+
+    def loss(self, state, part, batch, update):
+        losses = F.cross_entropy(state.network(part["x"]), part["label"], reduction="none")
+        return losses.sum() / (part["label"] < 2).sum().clamp(min=1)
+
+
+class TimesFirst(nn.Module):
+    """Attention over places that come before rows, whose weights are dropped for all heads of all rows in one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 2, dropout=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = x.unflatten(1, (WIDTH // 2, 2)).transpose(0, 1)
+        attended, _ = self.attention(places, places, places)
+        return F.dropout(attended, 0.2).transpose(0, 1).flatten(1)
+
+
 class StatisticsOfParts(Classifier):
     parts_define = "the statistics of batch norm, as in section 3"
 
@@ -224,10 +261,17 @@ def normed(**named: Any) -> Classifier:
 UNSOUND = {
     "batch norm": (normed, "its batch norm takes the statistics of a part"),
     "batch norm before a layer of zeros": (lambda: normed(zero=True), "its batch norm takes the statistics of a part"),
-    "contrastive": (Contrastive, "the loss couples rows, or is a mean over another count than rows"),
+    "contrastive": (Contrastive, "the loss couples rows, is a mean over another count than rows"),
     "contrastive before a layer of zeros": (lambda: Contrastive(zero=True), "the loss couples rows"),
-    "padding": (Padded, "the loss couples rows, or is a mean over another count than rows"),
-    "divided twice": (SumOverAConstant, "the loss couples rows, or is a mean over another count than rows"),
+    "padding": (Padded, "the loss couples rows, is a mean over another count than rows"),
+    "padding before a layer of zeros": (
+        lambda: Padded(nn.Tanh(), zero=True),
+        "the loss couples rows, is a mean over",
+    ),
+    "minibatch deviation": (MinibatchDeviation, "the loss couples rows"),
+    "the hardest rows": (Hardest, "the loss couples rows"),
+    "divided by positives": (DividedByPositives, "is a mean over another count than rows"),
+    "divided twice": (SumOverAConstant, "the loss couples rows, is a mean over another count than rows"),
 }
 SOUND = {
     "linear": Classifier,
@@ -236,13 +280,19 @@ SOUND = {
     "group norm": lambda: Classifier(nn.GroupNorm(2, WIDTH)),
     "dropout": lambda: Classifier(nn.ReLU(), nn.Dropout(0.4)),
     "attention with dropout": lambda: Classifier(Attention()),
+    "attention by heads with places first": lambda: Classifier(TimesFirst()),
     "layers that rest": lambda: Resting(nn.Linear(WIDTH, WIDTH)),
     "padding by its weight": WeightedPadded,
+    "padding by its weight before a layer of zeros": lambda: WeightedPadded(nn.Tanh(), zero=True),
     "noise": Noisy,
     "several losses": Counting,
     "batch norm at rest": lambda: Classifier(nn.BatchNorm1d(WIDTH, momentum=0.0).eval()),
 }
-OF_PROCESSES = {"gathered": GatheredContrastive, "own rows against all": OwnRowsAgainstAll}
+OF_PROCESSES = {
+    "gathered": GatheredContrastive,
+    "own rows against all": OwnRowsAgainstAll,
+    "spectral norm": lambda: Classifier(nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)), nn.Tanh()),
+}
 UNCLEAR = {
     "fixed noise": (FixedNoise, "the step draws (16, 8), not by rows"),
     "shuffled": (Shuffled, "the step draws by aten::randperm"),
@@ -334,6 +384,13 @@ def test_what_cannot_be_decided_is_not_refused_in_processes(name: str, in_two_pr
 )
 def test_it_says_whether_the_step_draws(make: Any, draws: bool) -> None:
     assert verdict(make(), micro_batches=4)[2] == draws
+
+
+def test_what_each_pass_changes_is_refused_in_micro_batches(in_two_processes: Any) -> None:
+    """A power iteration in each: one process alone would do fewer. Processes do one each, as one does."""
+    assert in_two_processes["spectral norm"][:2] == ["same", ""]
+    outcome, why, _ = verdict(OF_PROCESSES["spectral norm"](), micro_batches=4)
+    assert outcome == "refused" and why.endswith("or uses what each pass changes, as spectral norm does")
 
 
 @pytest.mark.parametrize(("weight", "total"), [(1.0, "4"), (0.25, "0.25"), (torch.tensor(0.25), "0.25")])

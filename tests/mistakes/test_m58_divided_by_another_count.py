@@ -70,6 +70,7 @@ def other_micro_batches(monkeypatch):
 WRONG = {
     "a mean over tokens that is weighed by rows": None,
     "parts that are not divided": lambda part, batch: 1.0,
+    "parts that are divided by their number": lambda part, batch: 1 / MICRO_BATCHES,
 }
 
 

@@ -63,7 +63,7 @@ def padding_without_a_weight(monkeypatch):
     monkeypatch.setattr(Line, "loss", loss)
 
 
-COUPLED = "the loss couples rows, or is a mean over another count than rows"
+COUPLED = "the loss couples rows, is a mean over another count than rows"
 PLANTED = [
     (batch_norm, "its batch norm takes the statistics of a part"),
     (contrastive, COUPLED),

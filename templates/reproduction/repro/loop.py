@@ -26,7 +26,7 @@ from repro import checkpoint, rounds
 from repro.config import Pace, differences
 from repro.errors import BadInput, RunFailed, Terminated, deferred_termination
 from repro.phases import Batch, Networks, Phase
-from repro.randomness import Draw, Orders, ahead, one_thread, seed_global_generators
+from repro.randomness import Ahead, Draw, Orders, one_thread, seed_global_generators
 from repro.rounds import Rows
 from repro.runtime import Runtime, World, arithmetic, progress
 from repro.update import Update
@@ -92,7 +92,7 @@ class Loop:
         self._lost: str | None = None  # the name of a round that is to be made again
         self.curves: dict[str, Curve] = {}
         self._orders: Orders = {}
-        self._ahead_of, self._ahead = range(0), iter(list[Batch]())  # what workers draw, and of which steps
+        self._ahead: Ahead | None = None
         self._weights: tuple[list[int], list[tuple[str, Tensor]]] = [], []
 
     def prepare(self, scratch: Path) -> None:
@@ -132,21 +132,22 @@ class Loop:
         """The minibatch of the step that is next, from the workers where there are any."""
         if not self.runtime.workers:
             return self.draw(self.step)
-        if self.step not in self._ahead_of:
+        if self._ahead is None or next(iter(self._ahead.left), None) != self.step:
+            self.close()
             every = self.phase.collect_every
             ends = self.step - self.step % every + every if every else self.phase.steps
-            self._ahead_of = range(self.step, min(ends, self.phase.steps))
-            pin = self.runtime.device.type == "cuda"
-            self._ahead = ahead(self.draw, self._ahead_of, self.runtime.workers, pin)
-        self._ahead_of = self._ahead_of[1:]
-        batch = next(self._ahead)  # named nowhere else: the workers end with the last name of it
+            steps, pin = range(self.step, min(ends, self.phase.steps)), self.runtime.device.type == "cuda"
+            self._ahead = Ahead(self.draw, steps, self.runtime.workers, pin)
+        batch: Batch | Exception = self._ahead.next()
         if isinstance(batch, Exception):
             raise batch
         return batch
 
     def close(self) -> None:
-        """Ends the workers. They ignore signals, and a process cannot end before they have."""
-        self._ahead_of, self._ahead = range(0), iter(())
+        """Ends the workers."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def one_step(self, batch: Batch) -> None:
         """The step that is next."""

@@ -4,8 +4,10 @@ any process can draw a minibatch ahead."""
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -120,23 +122,46 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def ahead(draw: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Iterator[Any]:
-    """What `draw` gives for each of the steps, drawn ahead by as many processes, each a copy of this one.
+class Ahead:
+    """What `draw` gives for each of the steps, in their order, drawn by workers: copies of this process.
 
-    With `pin` in memory from which a GPU copies without waiting.
+    With `pin` in memory from which a GPU copies without waiting. `close` ends the workers.
     """
-    loader = DataLoader(
-        _Drawn(draw),
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        multiprocessing_context="fork",  # a phase and its data need no pickling
-        collate_fn=_as_it_is,
-        worker_init_fn=_deaf,
-        pin_memory=pin,
-        generator=torch.Generator(),  # not the global one, which belongs to the step
-    )
-    return iter(loader)
+
+    def __init__(self, draw: Callable[[int], Any], steps: range, workers: int, pin: bool):
+        loader = DataLoader(
+            _Drawn(draw),
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            multiprocessing_context="fork",  # a phase and its data need no pickling
+            collate_fn=_as_it_is,
+            worker_init_fn=_deaf,
+            pin_memory=pin,
+            generator=torch.Generator(),  # not the global one, which belongs to the step
+        )
+        others = set(multiprocessing.active_children())
+        self.left, self._drawn = steps, iter(loader)
+        self._workers = set(multiprocessing.active_children()) - others
+
+    def next(self) -> Any:
+        """What was drawn for the first of the steps that are `left`."""
+        self.left = self.left[1:]
+        return next(self._drawn)
+
+    def close(self) -> None:
+        """A process waits for its children before it ends, and these hear no signal but SIGKILL."""
+        told = threading.current_thread() is threading.main_thread()  # of children that end, by the loader
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if told else None
+        try:
+            # Not left to the end of the last reference: that of an exception may be the last.
+            self._drawn._shutdown_workers()  # type: ignore[attr-defined]
+        finally:
+            for worker in self._workers:
+                worker.kill()  # one that is still drawing
+                worker.join()
+            if told:
+                signal.signal(signal.SIGCHLD, before)
 
 
 class _Drawn(Dataset[Any]):

@@ -177,17 +177,36 @@ class _Trial(Update):
         return self._passes, -1 if self._part is None else self._part.number
 
     def from_whole(self, drawn: Tensor, place: tuple[int, bool, int]) -> Tensor | None:
-        """What the whole drew in this place, for the rows of this part; None where that cannot be said."""
+        """What the whole drew in this place, for the rows of this part; None where that cannot be said.
+
+        That rows are not the first dimension, or are several numbers each, is a guess: then equal gradients
+        say that the parts are right, and others nothing.
+        """
         assert self.whole is not None
         of_whole = self.whole.drawn.get(place)
-        if of_whole is None:
+        if of_whole is None or of_whole.ndim != drawn.ndim:
             return None
-        if of_whole.shape == drawn.shape and drawn.numel() == 1:
+        other = [
+            d for d, (one, two) in enumerate(zip(of_whole.shape, drawn.shape, strict=True)) if one != two
+        ]
+        if not other and (self._part is None or drawn.numel() == 1):
             return of_whole
-        if self._part is None or of_whole.ndim == 0 or len(of_whole) != self.rows:
+        if not other:
+            self.unclear = _not_by_rows(drawn)
+            return of_whole
+        each, rest = divmod(of_whole.shape[other[0]], self.rows)
+        if len(other) > 1 or rest or self._part is None:
             return None
-        own = of_whole[rows_of(self._part.number, self._part.of)]
+        if (other[0], each) != (0, 1):
+            self.unclear = _not_by_rows(drawn)
+        rows = torch.arange(self.rows)[rows_of(self._part.number, self._part.of)]
+        own = of_whole.unflatten(other[0], (self.rows, each)).index_select(other[0], rows.to(drawn.device))
+        own = own.flatten(other[0], other[0] + 1)
         return own if own.shape == drawn.shape else None
+
+
+def _not_by_rows(drawn: Tensor) -> str:
+    return f"the step draws {tuple(drawn.shape)}, not by rows"
 
 
 class _Draws(TorchDispatchMode):
@@ -216,7 +235,7 @@ class _Draws(TorchDispatchMode):
         if trial.whole is None:
             trial.drawn[place] = drawn.clone()
         elif (own := trial.from_whole(drawn, place)) is None:
-            trial.unclear = f"the step draws {tuple(drawn.shape)}, not by rows"
+            trial.unclear = _not_by_rows(drawn)
         else:
             drawn.copy_(own)
             if output is not None:
@@ -273,7 +292,8 @@ def _cause(state: Any) -> str:
     networks = checkpoint.modules(state).values()
     if any(isinstance(one, _BatchNorm) and one.training for network in networks for one in network.modules()):
         return "its batch norm takes the statistics of a part"
-    return "the loss couples rows, or is a mean over another count than rows"
+    what = "couples rows, is a mean over another count than rows"
+    return f"the loss {what}, or uses what each pass changes, as spectral norm does"
 
 
 def _near(one: tuple[int, float], other: tuple[int, float] | None) -> bool:
