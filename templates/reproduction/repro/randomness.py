@@ -145,9 +145,16 @@ class Ahead:
         self._workers = set(multiprocessing.active_children()) - others
 
     def next(self) -> Any:
-        """What was drawn for the first of the steps that are `left`."""
+        """What was drawn for the first of the steps `left`. Raises RuntimeError where a worker ended."""
         self.left = self.left[1:]
-        return next(self._drawn)
+        try:
+            return next(self._drawn)
+        except (OSError, EOFError) as error:  # in the middle of what it sent
+            for worker in self._workers:
+                worker.join(1.0)
+                if not worker.is_alive():
+                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}): {error}") from None
+            raise
 
     def close(self) -> None:
         """A process waits for its children before it ends, and these hear no signal but SIGKILL."""
