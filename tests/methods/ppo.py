@@ -41,7 +41,7 @@ class PPO(Phase[Agent]):
         for _ in range(HORIZON):
             seen = state.environment.observation
             log_policy = state.actor(seen.to(device)).log_softmax(1).cpu()
-            action = torch.multinomial(log_policy.exp(), 1, generator=chance)
+            action = update.broadcast(torch.multinomial(log_policy.exp(), 1, generator=chance))  # decided once
             after, reward, fell, ended = state.environment.step(action, chance)
             rollout.append((seen, action, log_policy.gather(1, action), after, reward, fell, ended))
         seen, action, log_probability, after, reward, fell, ended = map(torch.stack, zip(*rollout, strict=True))
