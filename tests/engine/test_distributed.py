@@ -97,17 +97,26 @@ def refused(arguments):
 
 
 def noting_its_draws(arguments):
-    """Writes what the global generator, from which dropout draws, was seeded with before each loss of the line."""
-    seeds, step = [], Line.train_step
+    """Writes what the global generator was seeded with in each loss of the line, from which dropout draws, and outside of the parts."""
+    inside, outside, step, loss = [], [], Line.train_step, Line.loss
+
+    def noting(*given):
+        inside.append(torch.initial_seed())
+        return loss(*given)
 
     def train_step(self, state, batch, update):
-        if type(update) is Update:  # and none that only tries the parts
-            seeds.append(torch.initial_seed())
+        if type(update) is not Update:  # one that only tries the parts
+            step(self, state, batch, update)
+            return
+        Line.loss = noting
+        outside.append(torch.initial_seed())
         step(self, state, batch, update)
+        outside.append(torch.initial_seed())
+        Line.loss = loss
 
     Line.train_step = train_step
     code = quick(arguments)
-    Path(f"draws.{os.environ['RANK']}").write_text(json.dumps(seeds))
+    Path(f"draws.{os.environ['RANK']}").write_text(json.dumps([inside, outside]))
     return code
 
 
@@ -267,14 +276,34 @@ def test_all_processes_stop_together_when_one_is_asked_to_and_go_on_to_the_same_
     assert_same(states(project / "whole"), states(project / "runs"))
 
 
-def test_processes_draw_dropout_of_their_own_and_one_process_what_it_always_drew(project, toy):
-    """Each process drops units of other examples: the same draws would tie them together."""
+def test_parts_draw_dropout_of_their_own_and_one_process_what_it_always_drew(project, toy):
+    """Each part drops units of other examples: the same draws would tie them together. Elsewhere all processes draw the same."""
     assert toy([noting_its_draws], "one")[0] == [0]
-    one = json.loads((project / "draws.0").read_text())
-    assert one == [derive_seed(0, "line", "step", step) for step in range(12)]
-    assert toy([noting_its_draws] * 2, "two")[0] == [0, 0]
-    two = [json.loads((project / f"draws.{rank}").read_text()) for rank in (0, 1)]
-    assert len({*one, *two[0], *two[1]}) == 3 * 12
+    inside, outside = json.loads((project / "draws.0").read_text())
+    assert inside == [derive_seed(0, "line", "step", step) for step in range(12)]
+    assert toy([noting_its_draws] * 2, "two", "--micro-batches", "line=2")[0] == [0, 0]
+    (one, before_one), (two, before_two) = (json.loads((project / f"draws.{rank}").read_text()) for rank in (0, 1))
+    assert len({*inside, *one, *two}) == 5 * 12
+    assert before_one == before_two and len(set(before_one)) == 2 * 12
+
+
+def shuffling_before_the_parts(arguments):
+    """Takes the rows of the minibatch in an order that the step draws, outside of the loop over parts."""
+    step = Line.train_step
+
+    def train_step(self, state, batch, update):
+        order = torch.randperm(len(batch["x"]))
+        step(self, state, {name: column[order] for name, column in batch.items()}, update)
+
+    Line.train_step = train_step
+    return smooth(arguments)
+
+
+def test_what_a_step_draws_outside_of_the_parts_is_the_same_in_all_processes(project, toy):
+    """Otherwise some rows would be trained on twice, and others not at all."""
+    assert toy([shuffling_before_the_parts], "one")[0] == [0]
+    assert toy([shuffling_before_the_parts] * 2, "two", "--micro-batches", "2")[0] == [0, 0]
+    assert_close(states(project / "one"), states(project / "two"))
 
 
 def test_the_data_of_a_round_is_written_by_the_first_process(project, toy):
@@ -325,9 +354,8 @@ def test_a_process_that_is_refused_alone_ends_the_others_in_one_line_before_anyt
 
 def test_a_minibatch_of_fewer_rows_than_processes_is_refused_in_one_line(toy):
     codes, logs = toy([quick, quick], "runs", "--set", "phases.line.batch_size=1")
-    found = "repro: phases.line.batch_size: found a minibatch of 1 rows, expected at least 2, one a process\n"
-    assert codes == [2, 2] and "".join(log.splitlines(True)[-1] for log in logs if "refused" not in log).endswith(found)
-    assert "".join(logs).count("expected at least 2") == 1
+    line = "repro: phases.line.batch_size: found a minibatch of 1 rows, expected at least 2, one a process"
+    assert codes == [2, 2] and [one for log in logs for one in log.splitlines() if one.startswith("repro: ")] == [line]
 
 
 def test_a_batch_size_of_fewer_rows_than_processes_is_refused_before_anything_is_written(tmp_path):
@@ -585,7 +613,7 @@ def test_a_process_alone_needs_no_group(monkeypatch, values):
     environment(monkeypatch, **values)
     with world_of_this_process() as world:
         assert world == World(0, 1) and not torch.distributed.is_initialized()
-        assert world.any(True) and world.total(3.0) == 3.0 and world.rank_part == ()
+        assert world.any(True) and world.total(3.0) == 3.0
         weight = gradient_of(3.0)
         world.sum_gradients([weight])
         assert weight.grad == 3.0

@@ -105,7 +105,7 @@ def global_generators_of_the_rank(monkeypatch):
 
 def dropout_of_one_process(monkeypatch):
     """No draw knows the rank, not even dropout."""
-    monkeypatch.setattr(World, "rank_part", ())
+    monkeypatch.setattr(update.Update, "draw_apart", lambda self, *names: None)
 
 
 def halves(monkeypatch):
@@ -123,8 +123,9 @@ def shuffled_before_it_is_shared_out(monkeypatch):
 
 
 def dropout_by_another_key(monkeypatch):
-    """The rank may enter the seed of dropout in any way."""
-    monkeypatch.setattr(World, "rank_part", property(lambda self: ("dropout of", 1000 + self.rank)))
+    """The part may enter the seed of dropout in any way."""
+    real = update.Update.draw_apart
+    monkeypatch.setattr(update.Update, "draw_apart", lambda self, *names: real(self, "dropout of", *names))
 
 
 INNOCENT = [halves, shuffled_before_it_is_shared_out, dropout_by_another_key]

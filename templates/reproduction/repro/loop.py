@@ -151,9 +151,8 @@ class Loop:
 
     def one_step(self, batch: Batch) -> None:
         """The step that is next."""
-        # Again, so that what was drawn above shifts nothing here: dropout is a function of the step, and of
-        # the process.
-        seed_global_generators(self.seed, self.phase.stream, "step", self.step, *self.runtime.world.rank_part)
+        # Again, so that what was drawn above shifts nothing here.
+        seed_global_generators(self.seed, self.phase.stream, "step", self.step)
         self.update.begin(self.step)
         self.phase.train_step(self.state, batch, self.update)
         self.update.end(self._named_weights())

@@ -58,11 +58,6 @@ class World:
         """Whether this process writes: states, logs, records and messages are written once."""
         return self.rank == 0
 
-    @property
-    def rank_part(self) -> tuple[str | int, ...]:
-        """What the rank adds to the name of a draw that processes must not share, such as dropout."""
-        return () if self.size == 1 else ("rank", self.rank)
-
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Every size-th of `items`, beginning with the rank-th: the shares of all processes are all items."""
         return items[self.rank :: self.size]

@@ -172,6 +172,9 @@ class _Trial(Update):
         self.gradients.append([(one, one.clone()) for one in found if one is not None])
         return found
 
+    def draw_apart(self, *names: str | int) -> None:
+        """Nothing: the parts are given what the whole drew."""
+
     def place_of_draws(self) -> tuple[int, int]:
         """The loop over parts, and the part in it; -1 outside of it."""
         return self._passes, -1 if self._part is None else self._part.number

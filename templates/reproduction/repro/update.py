@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from repro import rounds
 from repro.errors import RunFailed
 from repro.phases import Batch, Phase
-from repro.randomness import generator
+from repro.randomness import generator, seed_global_generators
 from repro.rounds import Dtypes, Rows, Shapes
 from repro.runtime import Runtime
 
@@ -68,11 +68,11 @@ class Update:
         self._stepped: dict[int, int] = {}
         self._device_parts: tuple[Batch, list[tuple[Part, dict[str, Tensor]]]] | None = None
         self._part: Part | None = None  # the one that the step is at
-        self._passes = 0  # through the parts
+        self._passes = 0  # through the parts, in this step
         self._calls: dict[int, int] | None = None  # of backward, in each part, since an optimiser stepped
         self._fraction: Tensor | float = 0.0  # of the whole, that they counted
         self._off: Tensor | float = 0.0  # by how much the fractions of a whole missed 1, at most
-        self._partial: dict[str, tuple[int, Tensor | float]] = {}
+        self._partial: dict[str, tuple[tuple[int, int], Tensor | float]] = {}
         self._folder: Path | None = None
         self._room: Rows | None = None
 
@@ -99,9 +99,18 @@ class Update:
                 self._part = part
                 if self._calls is not None:
                     self._calls.setdefault(part.number, 0)
+                self.draw_apart("part", part.number)
                 yield columns
         finally:
             self._part = around
+            self.draw_apart("after")
+
+    def draw_apart(self, *names: str | int) -> None:
+        """Has each part draw from the global generators for itself, as dropout does, and all processes draw the
+        same elsewhere."""
+        if self._runtime.parts_of(self._phase.name) > 1:
+            place = ("step", self.step_number, "pass", self._passes)
+            seed_global_generators(self._seed, self._phase.stream, *place, *names)
 
     def _divided(self, batch: Batch) -> Iterator[tuple[Part, dict[str, Tensor]]]:
         world, device = self._runtime.world, self._runtime.device
@@ -247,9 +256,10 @@ class Update:
         else:
             value = _weighted(value, self._share() if weight is None else weight)
             before = self._partial.get(name)
-            if before is not None and before[0] == self._passes:
+            place = self.step_number, self._passes
+            if before is not None and before[0] == place:
                 value = before[1] + value
-            self._partial[name] = self._passes, value
+            self._partial[name] = place, value
         self.logged[name] = self.step_number + 1, value
 
     def room(self, count: int, shapes: Shapes, dtypes: Dtypes = torch.float32) -> Rows:
@@ -274,7 +284,7 @@ class Update:
 
     def begin(self, step: int, folder: Path | None = None) -> None:
         """Before a step or a `collect`, the data of which lie in `folder`, or in memory."""
-        self.step_number, self._complete, self._calls = step, True, None
+        self.step_number, self._complete, self._calls, self._passes = step, True, None, 0
         self._backwards, self._stepped = 0, {}
         self._folder, self._room = folder, None
 
