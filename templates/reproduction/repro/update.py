@@ -106,7 +106,7 @@ class Update:
             self.draw_apart("after")
 
     def draw_apart(self, *names: str | int) -> None:
-        """Has each part draw from the global generators for itself, as dropout does, and all processes draw the
+        """Lets each part draw from the global generators for itself, as dropout must, and all processes the
         same elsewhere."""
         if self._runtime.parts_of(self._phase.name) > 1:
             place = ("step", self.step_number, "pass", self._passes)
