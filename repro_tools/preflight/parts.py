@@ -22,26 +22,26 @@ ALONE = "it runs in one process and one part"
 
 def look_at_parts(
     phase: Phase[Any],
-    batch: Mapping[str, Tensor],
+    batches: Mapping[int, Mapping[str, Tensor]],
     seed: int,
     runtime: Runtime,
     earlier: Mapping[str, Networks],
     asked: Mapping[str, int],
     findings: Findings,
 ) -> None:
-    """The row of a prepared phase, on its minibatch of step 0. `asked`: the micro-batches that a run is to have, by phase.
+    """The row of a prepared phase, on minibatches by the number of their step. `asked`: the micro-batches that a run is to have, by phase.
 
     What cannot be divided is a fault where somebody asked for it alone.
     """
     wanted = Runtime(runtime.device, micro_batches=asked).micro_batches_of(phase.name)
     count = wanted if wanted > 1 else TRIED
-    rows = max((len(column) for column in batch.values()), default=0)
+    rows = max((len(column) for batch in batches.values() for column in batch.values()), default=0)
     if rows < 2 and not phase.parts_define:
         findings.left_out("parts", f"its minibatch at tiny size has {rows} row{'s' * (rows != 1)}", phase.name)
         return
     others = "a run by torchrun or with --micro-batches"
     try:
-        found = split_test(phase, batch, 0, seed, replace(runtime, micro_batches={"*": count}), earlier)
+        found = split_test(phase, batches, seed, replace(runtime, micro_batches={"*": count}), earlier)
     except (BadInput, RunFailed) as error:
         found, others = Verdict("refused", describe(error), 1, count), "a run with --micro-batches"
     except Exception as error:  # of a step that does not run again

@@ -237,6 +237,53 @@ class DividedByPositives(Classifier):
         return losses.sum() / (part["label"] < 2).sum().clamp(min=1)
 
 
+class Later(Classifier):
+    """A term that couples rows comes in with the steps, as a warm-up has it."""
+
+    def loss(self, state, part, batch, update):
+        z = state.network(part["x"])
+        return F.cross_entropy(z, part["label"]) + update.step_number * F.cross_entropy(z @ z.T, torch.arange(len(z)))
+
+
+class RarelyWithout(Classifier):
+    """One row of all has no label, and the mean is over those that have one."""
+
+    def minibatch(self, step, draw):
+        batch = super().minibatch(step, draw)
+        return {**batch, "label": batch["label"].where(torch.arange(ROWS) != ROWS - 2, -100)}
+
+
+class AveragedInTheLoop(Classifier):
+    """Each part moves a running average of the loss."""
+
+    def setup(self, earlier):
+        made = super().setup(earlier)
+        made.numbers["average"] = torch.ones(3)
+        return made
+
+    def loss(self, state, part, batch, update):
+        state.numbers["average"] = state.numbers["average"] * 0.9
+        return super().loss(state, part, batch, update)
+
+
+class SteppingByHand(Classifier):
+    """Its optimiser steps in each part, and the engine knows nothing of it."""
+
+    def train_step(self, state, batch, update):
+        for part in update.parts(batch):
+            update.backward(self.loss(state, part, batch, update))
+            state.optimiser.step()
+            state.optimiser.zero_grad()
+
+
+class Undivided(Classifier):
+    """Takes the whole minibatch in each part."""
+
+    def train_step(self, state, batch, update):
+        update.backward(F.cross_entropy(state.network(batch["x"]), batch["label"]))
+        update.log("loss", update.step(state.optimiser))
+
+
 class TimesFirst(nn.Module):
     """Attention over places that come before rows, whose weights are dropped for all heads of all rows in one tensor."""
 
@@ -271,6 +318,9 @@ UNSOUND = {
     "minibatch deviation": (MinibatchDeviation, "the loss couples rows"),
     "the hardest rows": (Hardest, "the loss couples rows"),
     "divided by positives": (DividedByPositives, "is a mean over another count than rows"),
+    "a later term": (Later, "the loss couples rows"),
+    "a rare row without a label": (RarelyWithout, "is a mean over another count than rows"),
+    "stepping by hand": (SteppingByHand, "the step leaves network.state_dict.0.weight off by"),
     "divided twice": (SumOverAConstant, "the loss couples rows, is a mean over another count than rows"),
 }
 SOUND = {
@@ -291,6 +341,7 @@ SOUND = {
 OF_PROCESSES = {
     "gathered": GatheredContrastive,
     "own rows against all": OwnRowsAgainstAll,
+    "averaged in the loop": AveragedInTheLoop,
     "spectral norm": lambda: Classifier(nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)), nn.Tanh()),
 }
 UNCLEAR = {
@@ -314,7 +365,7 @@ def verdict(
     loop = Loop(phase, seed=0, runtime=runtime, earlier={})
     loop.prepare(Path())
     loop.collect_if_due()
-    found = split_test(phase, loop.draw(0), 0, 0, runtime, {})
+    found = split_test(phase, {step: loop.draw(0) for step in (0, 1)}, 0, runtime, {})
     assert (found.processes, found.micro_batches) == (world.size, micro_batches)
     return found.outcome, found.why, found.draws
 
@@ -386,11 +437,25 @@ def test_it_says_whether_the_step_draws(make: Any, draws: bool) -> None:
     assert verdict(make(), micro_batches=4)[2] == draws
 
 
+def test_a_step_by_which_nothing_is_divided_is_said_to_be_one() -> None:
+    assert verdict(Undivided(), micro_batches=4)[:2] == (
+        "same",
+        "each part does the whole minibatch: nothing is divided",
+    )
+
+
+def test_a_state_that_each_micro_batch_moves_is_refused(in_two_processes: Any) -> None:
+    """Processes move it once each, as one does."""
+    assert in_two_processes["averaged in the loop"][:2] == ["same", ""]
+    outcome, why, _ = verdict(AveragedInTheLoop(), micro_batches=4)
+    assert outcome == "refused" and why.startswith("the step leaves numbers.average off by 27.1%")
+
+
 def test_what_each_pass_changes_is_refused_in_micro_batches(in_two_processes: Any) -> None:
     """A power iteration in each: one process alone would do fewer. Processes do one each, as one does."""
     assert in_two_processes["spectral norm"][:2] == ["same", ""]
     outcome, why, _ = verdict(OF_PROCESSES["spectral norm"](), micro_batches=4)
-    assert outcome == "refused" and why.endswith("or uses what each pass changes, as spectral norm does")
+    assert outcome == "refused" and why.endswith("its spectral norm takes an iteration in each part")
 
 
 @pytest.mark.parametrize(("weight", "total"), [(1.0, "4"), (0.25, "0.25"), (torch.tensor(0.25), "0.25")])
@@ -428,7 +493,8 @@ def test_numbers_that_parts_give_otherwise_are_named() -> None:
             update.log("largest", part["x"].max())
             return super().loss(state, part, batch, update)
 
-    assert verdict(Largest(), micro_batches=4)[:2] == ("same", "but for the numbers logged as largest")
+    outcome, why, _ = verdict(Largest(), micro_batches=4)
+    assert outcome == "same" and why.startswith("what is logged as largest is not that of the whole minibatch: log it")
 
 
 class Hoarding(Classifier):
@@ -446,7 +512,7 @@ def test_nothing_of_the_run_is_touched(tmp_path: Path) -> None:
     runtime = Runtime(torch.device("cpu"), micro_batches={"*": 4})
     loop = Loop(phase, seed=0, runtime=runtime, earlier={})
     before, network = copy.deepcopy(loop.snapshot()), phase.network
-    assert split_test(phase, loop.draw(0), 0, 0, runtime, {}).outcome == "same"
+    assert split_test(phase, {step: loop.draw(0) for step in (0, 1)}, 0, runtime, {}).outcome == "same"
     assert differences(before, loop.snapshot()) == [] and phase.network is network
     assert all(weight.grad is None for weight in network.parameters())
 

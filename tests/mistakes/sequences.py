@@ -76,7 +76,7 @@ def what_is_said(runtime, *phase):
     """What ends a run of this phase before its first step; nothing where it goes on."""
     loop = Loop(Sequences(*phase), seed=0, runtime=runtime, earlier={})
     try:
-        verdict = split_test(loop.phase, loop.draw(0), 0, 0, runtime, {})
+        verdict = split_test(loop.phase, {0: loop.draw(0)}, 0, runtime, {})
         return verdict.why if verdict.outcome == "refused" else ""
     except RunFailed as error:
         return str(error)

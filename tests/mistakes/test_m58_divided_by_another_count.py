@@ -89,8 +89,9 @@ def nearly_the_same_is_the_same(monkeypatch):
 def tried_on_sequences_of_one_length(monkeypatch):
     """Rows that hide it, as those of a test often are."""
 
-    def split_test(phase, batch, *rest):
-        return split.split_test(phase, {**batch, "real": torch.ones_like(batch["real"])}, *rest)
+    def split_test(phase, batches, *rest):
+        full = {step: {**batch, "real": torch.ones_like(batch["real"])} for step, batch in batches.items()}
+        return split.split_test(phase, full, *rest)
 
     monkeypatch.setattr(sequences, "split_test", split_test)
 

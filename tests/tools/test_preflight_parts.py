@@ -190,7 +190,7 @@ def test_a_phase_that_no_experiment_has_is_refused_in_one_line(project, capsys):
 def status_of(phase, asked=None):
     findings, runtime = Findings("methods"), Runtime(torch.device("cpu"))
     of_round = first_round(phase, 0, runtime, {})
-    look_at_parts(phase, draw(phase, 0, 0, of_round), 0, runtime, {}, asked or {}, findings)
+    look_at_parts(phase, {0: draw(phase, 0, 0, of_round)}, 0, runtime, {}, asked or {}, findings)
     (row,) = findings.rows
     return row.status
 

@@ -419,6 +419,19 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
         raise RunFailed(f"{path}: cannot be written {found}; {kept}") from None
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Writes a small file as a whole. Raises RunFailed when the disk refuses; then what was there is kept."""
+    partial = path.with_name(path.name + ".partial")
+    with writing(path, needed=len(content)):
+        try:
+            partial.write_bytes(content)
+            flush(partial)
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
 def _free(path: Path) -> str:
     try:
         return f"{shutil.disk_usage(path.parent).free:,}"

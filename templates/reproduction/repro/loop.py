@@ -430,12 +430,14 @@ def _try_parts(loop: Loop, path: Path) -> None:
     """Keeps the verdict on the parts of this phase. Raises BadInput where it refuses them."""
     from repro.split import require_same, split_test  # which imports what else no run needs
 
-    batch, runtime = loop.draw(loop.step), loop.runtime
-    verdict = split_test(loop.phase, batch, loop.step, loop.seed, runtime, loop.earlier)
+    runtime, first, last = loop.runtime, loop.step, loop.phase.steps - 1
+    every = loop.phase.collect_every
+    ends = first - first % every + every - 1 if every else last  # of the round, whose data are there
+    batches = {step: loop.draw(min(step, ends)) for step in (first, (first + last + 1) // 2, last)}
+    verdict = split_test(loop.phase, batches, loop.seed, runtime, loop.earlier)
     if runtime.world.first:
         kept, new = _verdicts(path), asdict(verdict)
-        with checkpoint.writing(path):
-            path.write_text(json.dumps([*kept, new] if new not in kept else kept))
+        checkpoint.replace(path, json.dumps([*kept, new] if new not in kept else kept).encode())
         if verdict.why and verdict.outcome != "refused":
             told = f"phase {loop.phase.name}: parts: {verdict.outcome}: {verdict.why}"
             print(f"repro: {told}", file=sys.stderr)

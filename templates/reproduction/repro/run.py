@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import save_file
 
 from repro import INTERFACE, rounds
-from repro.checkpoint import Damaged, flush, previous, sweep, writing
+from repro.checkpoint import Damaged, previous, replace, sweep, writing
 from repro.config import Change, RunConfig, differences, digest, load, shaping
 from repro.errors import BadInput
 from repro.loop import FINISHED, RUNNING, Curve, PhaseResult, rounds_folder, run_phase
@@ -351,7 +351,7 @@ def _fixed_before(run: Run, gate: Mapping[str, Any] | None) -> dict[str, Any]:
         return fixed
     except OSError as error:
         raise BadInput(f"{spec}: cannot be read ({error.strerror}), expected a file or none") from None
-    _write_bytes(run.folder / SPEC, text)
+    replace(run.folder / SPEC, text)
     return fixed | {"spec_sha256": hashlib.sha256(text).hexdigest()}
 
 
@@ -385,19 +385,7 @@ def next_archive(folder: Path) -> Path:
 
 
 def _write_text(path: Path, text: str) -> None:
-    _write_bytes(path, text.encode())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with writing(path, needed=len(content)):
-        try:
-            partial.write_bytes(content)
-            flush(partial)
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+    replace(path, text.encode())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import sys
 import zlib
@@ -181,8 +182,11 @@ class World:
         try:
             exchange(*arguments)
         except RuntimeError as error:
-            why = " ".join(str(error).split())
-            raise RunFailed(f"process {self.rank} of {self.size}: another one ended ({why})") from None
+            why, here = " ".join(str(error).split()), f"process {self.rank} of {self.size}"
+            if re.search("connection|read error|write error|socket", why, re.IGNORECASE):
+                kept = "the last saved state is kept, go on with the same command and --resume"
+                raise RunFailed(f"{here}: another one ended; {kept}") from None
+            raise RunFailed(f"{here}: found an exchange that failed ({why[:300]}), expected none") from None
 
 
 class _Gather(torch.autograd.Function):

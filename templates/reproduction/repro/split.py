@@ -1,8 +1,10 @@
-"""Whether the parts of a minibatch give the gradient of the whole: tried before a run in several parts.
+"""Whether the parts of a minibatch give what the whole does: tried before a run in several parts.
 
 A step is done twice with the same few rows: by one process in one go, and by all processes in their
 micro-batches; in float32, on a state of its own, without moving an optimiser. A loss that couples rows, as
-with batch norm, or that weighs parts by another count than it is a mean over, gives another gradient.
+with batch norm, or that weighs parts by another count than it is a mean over, gives another gradient; what is
+changed in each part, as a running average is, leaves another state. It is tried piece by piece with all rows
+of the first minibatch, and with a piece of a later one and of the last, for terms that come in later.
 
 What could hide that is taken away: random draws of the whole are handed to the parts row by row, and weights
 are moved off zeros behind which no gradient comes through. What cannot be decided is said to be not measured.
@@ -13,7 +15,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -29,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repro import checkpoint
 from repro.errors import BadInput, RunFailed
-from repro.phases import Batch, Networks, Phase
+from repro.phases import Batch, Networks, Phase, SingleLossPhase
 from repro.randomness import generator, seed_global_generators
 from repro.runtime import Runtime, World, arithmetic
 from repro.update import Update, rows_of
@@ -39,6 +41,8 @@ OFF, ROUNDING = 1e-3, 1e-5
 one that is zero in theory is rounding."""
 ROWS = 2
 """In each part, where the minibatch has so many: of one row there are no statistics."""
+PIECES = 8
+"""Of the first minibatch that are tried at most."""
 MOVED, MOVED_RELATIVELY = 0.02, 0.1
 """Standard deviation of what is added to weights that are all zero, and to others, relative to their size."""
 
@@ -58,9 +62,13 @@ class Verdict:
 
 
 def split_test(
-    phase: Phase[Any], batch: Batch, step: int, seed: int, runtime: Runtime, earlier: Mapping[str, Networks]
+    phase: Phase[Any],
+    batches: Mapping[int, Batch],
+    seed: int,
+    runtime: Runtime,
+    earlier: Mapping[str, Networks],
 ) -> Verdict:
-    """Tries a step of a prepared phase on rows of its minibatch, in the parts of a run with this runtime.
+    """Tries steps of a prepared phase, by their number, on rows of a minibatch each, in the parts of a run.
 
     All processes call it, and all get the same answer. Raises RunFailed for what no run in parts can do.
     """
@@ -71,51 +79,65 @@ def split_test(
 
     if phase.parts_define:
         return verdict("per part", f"the paper means {phase.parts_define}")
-    rows = _rows_to_try(batch, runtime.parts_of(phase.name))
-    few = {name: column[:rows] for name, column in batch.items()}
     own = copy.copy(phase)  # what `setup` keeps on it is not the run's
-    whole = _Trial(own, seed, replace(runtime, world=World(), micro_batches={}))
-    try:
-        seed_global_generators(seed, phase.stream, "split")
-        state = own.setup(earlier)
-        checkpoint.move(state, runtime.device)
-        _move_weights(state, seed)
-        before = copy.deepcopy(checkpoint.saved(state))
-        whole.do(state, few, step)
-        checkpoint.restore(state, before)
-    except (BadInput, RunFailed):  # such as for weights that only sum to 1 over a certain number of parts
-        raise
-    except Exception as error:  # of the method, on fewer rows than a run has
-        return verdict("not measured", f"on {rows} rows alone the step raises {_line(error)}")
-    parts = _Trial(own, seed, runtime, whole, rows)
-    try:
-        parts.do(state, few, step)
-    except (BadInput, RunFailed):
-        raise
-    except Exception as error:
-        found = f"found {_line(error)} in a step with {runtime.parts_of(phase.name)} parts of {rows} rows"
-        raise RunFailed(f"phase {phase.name}: {found}, expected what it does with all {rows}") from error
-
-    draws = world.any(bool(parts.draws), "split test, draws")
-    unclear = next(filter(None, world.texts(parts.unclear, "split test, unclear")), "")
-    fault, nothing = _fault(whole.gradients, parts.gradients, checkpoint.parameters(state))
-    if world.any(bool(fault), "split test, fault"):
-        if unclear:
-            return verdict("not measured", unclear, draws)
-        return verdict("refused", f"{fault or 'another gradient'}; {_cause(state)}", draws)
-    if not whole.gradients and not whole.went_through_parts:
-        return verdict("same", "each process does the whole minibatch", draws)
+    if isinstance(own, SingleLossPhase):
+        own._sets_rates = lambda: False  # type: ignore[method-assign]  # of steps that nothing came before
+    for step, batch in batches.items():
+        asked = Update(own, seed, runtime)
+        asked.begin(step)
+        next(asked.parts(batch), None)  # which refuses a minibatch that has no parts
+    seed_global_generators(seed, phase.stream, "split")
+    state = own.setup(earlier)
+    checkpoint.move(state, runtime.device)
+    _move_weights(state, seed)
+    before = copy.deepcopy(checkpoint.saved(state))
+    draws, unclear, nothing, divided = False, "", "its gradient is zero", False
+    others: dict[str, None] = {}
+    for step, few in _pieces(batches, runtime.parts_of(phase.name)):
+        rows = len(next(iter(few.values())))
+        whole = _Trial(own, seed, replace(runtime, world=World(), micro_batches={}))
+        try:
+            whole.do(state, few, step)
+            after = copy.deepcopy(checkpoint.saved(state))
+            checkpoint.restore(state, copy.deepcopy(before))
+        except (BadInput, RunFailed):  # such as for weights that only sum to 1 over a certain number of parts
+            raise
+        except Exception as error:  # of the method, on fewer rows than a run has
+            return verdict("not measured", f"on {rows} rows alone the step raises {_line(error)}", draws)
+        parts = _Trial(own, seed, runtime, whole, rows)
+        try:
+            parts.do(state, few, step)
+        except (BadInput, RunFailed):
+            raise
+        except Exception as error:
+            found = f"found {_line(error)} in a step with {runtime.parts_of(phase.name)} parts of {rows} rows"
+            raise RunFailed(f"phase {phase.name}: {found}, expected what it does with all {rows}") from error
+        draws = draws or world.any(bool(parts.draws), "split test, draws")
+        unclear = unclear or next(filter(None, world.texts(parts.unclear, "split test, unclear")), "")
+        fault, empty = _fault(whole.gradients, parts.gradients, checkpoint.parameters(state))
+        fault = fault or _change(after, checkpoint.saved(state))
+        if world.any(bool(fault), "split test, fault"):
+            if unclear:
+                return verdict("not measured", unclear, draws)
+            return verdict("refused", f"{fault or 'another gradient'}; {_cause(state)}", draws)
+        nothing, divided = nothing and empty, divided or whole.went_through_parts
+        others |= {name: None for name, value in whole.told.items() if not _near(value, parts.told.get(name))}
+        checkpoint.restore(state, copy.deepcopy(before))
+    if not divided:
+        return verdict("same", "each part does the whole minibatch: nothing is divided", draws)
     if nothing:
         return verdict("not measured", nothing, draws)
-    others = [name for name, value in whole.told.items() if not _near(value, parts.told.get(name))]
-    return verdict("same", f"but for the numbers logged as {', '.join(others)}" if others else "", draws)
+    if others:
+        named = f"what is logged as {', '.join(others)} is not that of the whole minibatch"
+        return verdict("same", f"{named}: log it within the loop over parts, or as a mean over rows", draws)
+    return verdict("same", "", draws)
 
 
 def require_same(phase: Phase[Any], verdict: Verdict) -> None:
     """Raises BadInput, with what to do, for a verdict that refuses the parts."""
     if verdict.outcome == "refused":
         count = verdict.processes * verdict.micro_batches
-        found = f"found another gradient in {count} parts of a minibatch than for the whole"
+        found = f"found another gradient or state in {count} parts of a minibatch than for the whole"
         ways = (
             "use update.gather or a norm of single rows, give update.backward the weight, run it in one part"
         )
@@ -233,7 +255,7 @@ class _Draws(TorchDispatchMode):
             return found
         at = trial.place_of_draws()
         self._count = self._count + 1 if at == self._at else 0
-        self._at, place = at, (at[0], at[1] >= 0, self._count if at == self._at else 0)
+        self._at, place = at, (at[0], at[1] >= 0, self._count)
         trial.draws += 1
         if trial.whole is None:
             trial.drawn[place] = drawn.clone()
@@ -246,10 +268,19 @@ class _Draws(TorchDispatchMode):
         return found
 
 
-def _rows_to_try(batch: Batch, parts: int) -> int:
-    """As many as one part has, so that they fit, but ROWS for each part where there are so many."""
-    rows = max((len(column) for column in batch.values()), default=0)
-    return max(-(-rows // parts), min(rows, ROWS * parts))
+def _pieces(batches: Mapping[int, Batch], parts: int) -> Iterator[tuple[int, Batch]]:
+    """Rows to try, with the number of their step: as many as one part has, so that they fit, but ROWS for
+    each part where there are so many."""
+    for number, (step, batch) in enumerate(batches.items()):
+        rows = max((len(column) for column in batch.values()), default=0)
+        few = max(-(-rows // parts), min(rows, ROWS * parts))
+        starts = [*range(0, rows - few + 1, max(few, 1))][:PIECES]
+        if number:
+            starts = [starts[number % len(starts)]]
+        elif rows % few:
+            starts.append(rows - few)  # those at the end
+        for start in starts:
+            yield step, {name: column[start : start + few] for name, column in batch.items()}
 
 
 def _move_weights(state: Any, seed: int) -> None:
@@ -291,12 +322,34 @@ def _fault(
     return told, nothing
 
 
+def _change(whole: Any, parts: Any, name: str = "") -> str:
+    """The first tensor or fraction that the step leaves otherwise, in words. Whole numbers, which may count,
+    and the state of generators may differ."""
+    if isinstance(whole, dict | list | tuple):
+        pairs = whole.items() if isinstance(whole, dict) else enumerate(whole)
+        others = parts if isinstance(parts, dict) else dict(enumerate(parts))
+        found = (_change(one, others.get(key), f"{name}.{key}") for key, one in pairs)
+        return next(filter(None, found), "")
+    if isinstance(whole, float) and isinstance(parts, float):
+        whole, parts = torch.tensor(whole), torch.tensor(parts)
+    if not isinstance(whole, Tensor) or not isinstance(parts, Tensor) or not whole.is_floating_point():
+        return ""
+    if whole.shape != parts.shape:
+        return f"{name.removeprefix('.')} has {tuple(parts.shape)} numbers for {tuple(whole.shape)}"
+    off, size = float((parts.double() - whole.double()).norm()), float(whole.double().norm())
+    if off <= OFF * size or not isfinite(size):
+        return ""
+    return f"the step leaves {name.removeprefix('.')} off by {off / (size or off):.1%}"
+
+
 def _cause(state: Any) -> str:
     networks = checkpoint.modules(state).values()
-    if any(isinstance(one, _BatchNorm) and one.training for network in networks for one in network.modules()):
+    kinds = {type(one).__name__: one for network in networks for one in network.modules() if one.training}
+    if any(isinstance(one, _BatchNorm) for one in kinds.values()):
         return "its batch norm takes the statistics of a part"
-    what = "couples rows, is a mean over another count than rows"
-    return f"the loss {what}, or uses what each pass changes, as spectral norm does"
+    if "_SpectralNorm" in kinds:
+        return "its spectral norm takes an iteration in each part"
+    return "the loss couples rows, is a mean over another count than rows, or each part changes what it uses"
 
 
 def _near(one: tuple[int, float], other: tuple[int, float] | None) -> bool:
