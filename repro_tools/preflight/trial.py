@@ -105,7 +105,7 @@ def _look_at_minibatches(trial: Trial, index: int, models: dict[str, Networks], 
     again = draw(phase, 0, trial.seed, of_round)
     second = draw(phase, 1, trial.seed, of_round)
     if not findings.has("parts", phase.name):
-        look_at_parts(phase, {0: first, 1: second}, trial.seed, trial.runtime, models, trial.divided, findings)
+        look_at_parts(phase, {0: first}, trial.seed, trial.runtime, models, trial.divided, findings)
     phase.release()
     problem = _fault_of_draws(trial, index, models, of_round, first, again, second)
     findings.judge("minibatch", problem, phase=phase.name)

@@ -340,7 +340,7 @@ def test_a_disk_that_really_refuses_costs_nothing_that_was_saved(project, monkey
     [
         (Path, "open", OSError(28, "No space left on device"), "1-line/log.jsonl"),
         (running, "save_file", FULL, "tensors.safetensors"),
-        (running, "flush", OSError(28, "No space left on device"), "config.yaml"),
+        (checkpoint, "flush", OSError(28, "No space left on device"), "config.yaml"),
     ],
     ids=["log", "tensors", "configuration"],
 )

@@ -55,7 +55,7 @@ def train(loop: Loop, steps: int) -> dict[str, Any]:
         loop.collect_if_due()
         loop.one_step(loop.next_batch())
         loop.write_curves(loop.numbers())
-        loop.require_same_state()
+    loop.require_same_state()
     return loop.snapshot()
 
 
@@ -86,13 +86,13 @@ def train_with_a_stop(folder: Path) -> int:
         for name in METHODS:
             whole, half = new_loop(name, world, MICRO_BATCHES), new_loop(name, world, MICRO_BATCHES)
             saved = folder / f"{name}.safetensors"
-            before = train(half, 13)
+            before = train(half, STEPS[name] // 2)
             if world.first:
                 checkpoint.save(saved, before)
             world.barrier()
             resumed = new_loop(name, world, MICRO_BATCHES)
             resumed.restore(checkpoint.load(saved))
-            one, other = train(whole, STEPS[name] + 10), train(resumed, STEPS[name] + 10)
+            one, other = train(whole, STEPS[name]), train(resumed, STEPS[name])
             if world.first:
                 for kind, found in (("whole", one), ("resumed", other)):
                     checkpoint.save(folder / f"{name}-{kind}.safetensors", found)
